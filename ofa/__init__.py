@@ -1,0 +1,21 @@
+"""Once-for-All supernets: convolutional networks, elastic in kernel, depth, width and resolution."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "MobileNetV3": "ofa.mobilenet_v3",
+    "MobileNetV3Config": "ofa.mobilenet_v3",
+    "mobilenet_v3_space": "ofa.mobilenet_v3",
+    "ImageData": "ofa.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

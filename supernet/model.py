@@ -1,0 +1,156 @@
+"""The supernet: a model of elastic layers that computes as any config of its space, and can be cut to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from supernet.elastic import extract
+from supernet.space import SearchSpace
+
+
+class CostTerms(Protocol):
+    """The closed-form cost of a family's networks: picklable, without weights."""
+
+    def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        """{term: (n,)} for the n rows of X. A term is named `unit.kind`; units are macs, params, bytes, layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthGroup:
+    """Layers that share one elastic width, which are sorted together: the channels of `outputs` and the input
+    channels of `inputs`, by `importance` (channels,), within the bands that `widths` delimit."""
+
+    importance: Tensor
+    outputs: Sequence[nn.Module]
+    inputs: Sequence[nn.Module]
+    widths: Sequence[int]
+
+
+class Supernet(nn.Module, ABC):
+    """A model of elastic layers over a search space; made at full size, so that it is its largest network.
+
+    A family gives `config_class`, its layers, `forward`, `_activate`, `width_groups` and `cost_terms`. `arguments` are
+    the JSON values that, with the space, make the family again. A subnet that `extract` returns is the same class
+    with plain torch layers; it keeps `config` and `input_spec`, and cannot be set to another config.
+    """
+
+    config_class: type
+    input_choices: tuple[str, ...] = ()
+    """The choices that change the input (resolution) rather than the network: one value a step, for all its subnets."""
+
+    def __init__(self, space: SearchSpace, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        if space.config_class is not self.config_class:
+            raise TypeError(f"{type(self).__name__} needs a space of {self.config_class.__name__}")
+        self.space = space
+        self.arguments = arguments
+        self.config = space.largest()
+        self.extracted = False
+        self.input_spec: dict[str, Any] = {}
+
+    @abstractmethod
+    def _activate(self, config: Any) -> None:
+        """Set the active size of every elastic layer. The config is in the space."""
+
+    @abstractmethod
+    def width_groups(self, space: SearchSpace) -> Iterator[WidthGroup]:
+        """The groups of layers whose channels are sorted, with the widths that `space` gives them, producers first."""
+
+    @property
+    @abstractmethod
+    def cost_terms(self) -> CostTerms:
+        """The cost model of this supernet's networks."""
+
+    def prepare(self, inputs: Sequence[Tensor], config: Any = None) -> Sequence[Tensor]:
+        """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""
+        return inputs
+
+    def set_active(self, config: Any) -> Supernet:
+        """Compute as `config` from now on; returns self. A config outside the space raises ValueError."""
+        if self.extracted:
+            raise RuntimeError("this is an extracted subnet: only its supernet can be set to another config")
+        if config != self.config:
+            self.space.encode([config])
+            self._activate(config)
+            self.config = config
+        return self
+
+    def extract(self, config: Any = None) -> Supernet:
+        """The network of `config` (the active one if None) as plain torch layers with their own storage."""
+        active = self.config
+        try:
+            subnet = extract(self.set_active(active if config is None else config))
+        finally:
+            self.set_active(active)
+        subnet.extracted = True
+        return subnet
+
+    @torch.no_grad()
+    def sort(self, previous: SearchSpace) -> None:
+        """Put important channels first, so that the narrower widths of the next phase inherit them.
+
+        Channels move only within the bands between the widths of the `previous` phase, so no subnet of that phase
+        changes its output beyond rounding. Importance is the L1 norm of the weights that read the channel (OFA,
+        arXiv 1908.09791, section 3.3).
+        """
+        for group in self.width_groups(previous):
+            edges = [0, *sorted(set(group.widths))]
+            bands = [slice(low, high) for low, high in zip(edges, [*edges[1:], len(group.importance)]) if low != high]
+            order = torch.cat(
+                [band.start + group.importance[band].argsort(descending=True, stable=True) for band in bands]
+            )
+            for layer in group.outputs:
+                layer.permute_outputs(order)
+            for layer in group.inputs:
+                layer.permute_inputs(order)
+
+    def costs(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        """{"macs": (n,), "params": (n,)} of the n rows of X: multiply-accumulates at the row's input, parameters."""
+        terms = self.cost_terms(self.space.check(X))
+        return {unit: sum(v for k, v in terms.items() if k.startswith(f"{unit}.")) for unit in ("macs", "params")}
+
+
+@torch.no_grad()
+def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> nn.Module:
+    """Set the BatchNorm statistics of an extracted subnet to the averages over `batches`; returns it.
+
+    A supernet's statistics are those of the mixture it was trained as, and wrong for every subnet. Averages weigh
+    batches by size; only BatchNorm layers run in train mode. Without BatchNorm no batch is read.
+    """
+    if isinstance(subnet, Supernet) and not subnet.extracted:
+        raise ValueError("calibrate an extracted subnet: a supernet's statistics are shared by all its subnets")
+    norms = [module for module in subnet.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return subnet
+    training = {module: module.training for module in subnet.modules()}
+    momenta = [norm.momentum for norm in norms]
+    device = norms[0].running_mean.device
+    subnet.eval()
+    seen = 0
+    try:
+        for norm in norms:
+            norm.train()
+        for batch in batches:
+            inputs = [x.to(device) for x in ((batch,) if isinstance(batch, Tensor) else batch)]
+            if isinstance(subnet, Supernet):
+                inputs = subnet.prepare(inputs)
+            seen += len(inputs[0])
+            for norm in norms:
+                norm.momentum = len(inputs[0]) / seen
+            subnet(*inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        for module, mode in training.items():
+            module.training = mode
+    if seen == 0:
+        raise ValueError("calibrate needs at least one batch")
+    return subnet

@@ -1,0 +1,326 @@
+"""The search space: named choices, whose points are frozen configs and whose samples are one matrix X."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+Nested = Any  # a value, or tuples of tuples of values, as deep as its choice has axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One named dimension of a space: an array of genes, each one of `values`.
+
+    A gated choice (`gate` names another, integer choice) describes the layers that the gate counts: its shape is
+    the gate's shape, one layer axis, and any further axes. Layer i exists where i < gate; 0 marks the others in X.
+    """
+
+    name: str
+    values: tuple
+    shape: tuple[int, ...] = ()
+    gate: str | None = None
+
+    def __post_init__(self) -> None:
+        values = tuple(sorted(set(self.values)))
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not values:
+            raise ValueError(f"{self.name}: a choice needs at least one value")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{self.name}: values are numbers, not {value!r}")
+        if self.gate is not None and 0 in values:
+            raise ValueError(f"{self.name}: 0 marks absent layers, so it cannot be a value of a gated choice")
+
+
+def truncate(values: Nested, depth: int | Sequence) -> Nested:
+    """`values` (gate's axes, layer axis, ...) without the layers at or beyond `depth` (gate's axes)."""
+    if isinstance(depth, Iterable):
+        return tuple(truncate(v, d) for v, d in zip(values, depth, strict=True))
+    return as_tuples(values[:depth])
+
+
+def as_tuples(values: Nested) -> Nested:
+    """Lists, as they come from JSON and YAML, as the tuples that frozen configs hold."""
+    return tuple(as_tuples(v) for v in values) if isinstance(values, (list, tuple)) else values
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """Named choices; a point is a `config_class` instance, n points are a float64 matrix X (n, genes).
+
+    X holds values, not indices, and 0 where a layer is beyond the active depth, so that equal networks have equal
+    rows. `config_class` is a frozen dataclass with one field per choice. A gate stands before what it gates.
+    """
+
+    config_class: type
+    choices: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+        fields = [field.name for field in dataclasses.fields(self.config_class)]
+        if fields != [choice.name for choice in self.choices]:
+            raise ValueError(f"{self.config_class.__name__} has the fields {fields}, the choices are {list(self)}")
+        seen: dict[str, Choice] = {}
+        for choice in self.choices:
+            if choice.gate is not None:
+                gate = seen.get(choice.gate)
+                if gate is None:
+                    raise ValueError(f"{choice.name}: its gate {choice.gate!r} must stand before it")
+                axes = len(gate.shape)
+                if choice.shape[:axes] != gate.shape or len(choice.shape) <= axes:
+                    raise ValueError(f"{choice.name}: shape {choice.shape} does not extend its gate's {gate.shape}")
+                if max(gate.values) > choice.shape[axes]:
+                    raise ValueError(f"{choice.gate}: {max(gate.values)} is more than {choice.name}'s layers")
+            seen[choice.name] = choice
+
+    def __iter__(self) -> Iterable[str]:
+        return (choice.name for choice in self.choices)
+
+    def __getitem__(self, name: str) -> Choice:
+        for choice in self.choices:
+            if choice.name == name:
+                return choice
+        raise KeyError(f"{name!r} is not a choice of this space; it has {list(self)}")
+
+    # ---- where each choice lives in X
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """The columns of X that hold each choice, in C order of its shape."""
+        ends = itertools.accumulate(int(np.prod(choice.shape)) for choice in self.choices)
+        starts = itertools.chain([0], ends)
+        sizes = (int(np.prod(choice.shape)) for choice in self.choices)
+        return {c.name: slice(start, start + size) for c, start, size in zip(self.choices, starts, sizes)}
+
+    @cached_property
+    def width(self) -> int:
+        """The number of genes: the columns of X."""
+        return sum(int(np.prod(choice.shape)) for choice in self.choices)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A name for each column of X, such as `kernel_size[2][0]`."""
+        indices = ((c.name, index) for c in self.choices for index in np.ndindex(c.shape))
+        return [name + "".join(f"[{i}]" for i in index) for name, index in indices]
+
+    @cached_property
+    def _gating(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For every gated gene: its column, its gate's column, its layer."""
+        rows = []
+        for choice in self.choices:
+            if choice.gate is None:
+                continue
+            gate = self[choice.gate]
+            start, gate_start = self.columns[choice.name].start, self.columns[choice.gate].start
+            for offset, index in enumerate(np.ndindex(choice.shape)):
+                axes = len(gate.shape)
+                gate_offset = int(np.ravel_multi_index(index[:axes], gate.shape)) if axes else 0
+                rows.append((start + offset, gate_start + gate_offset, index[axes]))
+        return tuple(np.array(rows, dtype=int).reshape(-1, 3).T)
+
+    @cached_property
+    def _values(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values of every gene, (genes, most values), and how many of them count, (genes,)."""
+        counts = np.concatenate([np.full(int(np.prod(c.shape)), len(c.values)) for c in self.choices])
+        table = np.zeros((self.width, int(counts.max())))
+        for choice in self.choices:
+            table[self.columns[choice.name], : len(choice.values)] = choice.values
+        return table, counts
+
+    def unpack(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        """X (n, genes) as one array per choice, (n, *shape)."""
+        return {c.name: X[:, self.columns[c.name]].reshape(len(X), *c.shape) for c in self.choices}
+
+    # ---- points and matrices
+
+    @cached_property
+    def size(self) -> int:
+        """The exact number of different configs."""
+        gated: dict[str, list[Choice]] = {}
+        for choice in self.choices:
+            if choice.gate is not None:
+                gated.setdefault(choice.gate, []).append(choice)
+        total = 1
+        for choice in self.choices:
+            if choice.gate is not None:
+                continue  # counted with its gate
+            options = len(choice.values)
+            if choice.name in gated:
+                axes = len(choice.shape) + 1
+                per_layer = 1
+                for other in gated[choice.name]:
+                    per_layer *= len(other.values) ** int(np.prod(other.shape[axes:]))
+                options = sum(per_layer**depth for depth in choice.values)
+            total *= options ** int(np.prod(choice.shape))
+        return total
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """X (n, genes): every gene drawn uniformly and independently, as OFA and HAT draw subnets."""
+        return self._zero_absent(self._draw(n, rng))
+
+    def config(self, **values: Nested) -> Any:
+        """A config from values that may be scalars (used for all genes of the choice); the largest elsewhere."""
+        row = np.empty((1, self.width))
+        for choice in self.choices:
+            value = values.pop(choice.name, choice.values[-1])
+            if isinstance(value, (list, tuple)):
+                row[:, self.columns[choice.name]] = self._fill(choice, value).reshape(-1)
+            else:
+                row[:, self.columns[choice.name]] = value
+        if values:
+            raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
+        return self.decode(self._zero_absent(row))[0]
+
+    def largest(self) -> Any:
+        return self.config()
+
+    def smallest(self) -> Any:
+        return self.config(**{choice.name: choice.values[0] for choice in self.choices})
+
+    def encode(self, configs: Iterable[Any]) -> np.ndarray:
+        """X (n, genes) of n configs. A value outside the space raises ValueError with its name and its choices."""
+        rows = []
+        for config in configs:
+            if not isinstance(config, self.config_class):
+                raise TypeError(f"expected a {self.config_class.__name__}, got {type(config).__name__}")
+            row = np.zeros(self.width)
+            for choice in self.choices:
+                value = getattr(config, choice.name)
+                if choice.gate is not None:
+                    self._check_layers(choice, value, getattr(config, choice.gate))
+                row[self.columns[choice.name]] = self._fill(choice, value).reshape(-1)
+                self._check_values(row[None], choice)
+            rows.append(row)
+        return np.stack(rows) if rows else np.empty((0, self.width))
+
+    def decode(self, X: np.ndarray) -> list[Any]:
+        """The configs of the rows of X (n, genes). A value outside the space raises ValueError."""
+        X = self.check(X)
+        gates = {choice.name: choice.gate for choice in self.choices}
+        configs = []
+        for row in X:
+            fields: dict[str, Nested] = {}
+            for choice in self.choices:
+                genes = row[self.columns[choice.name]]
+                exact = {float(v): v for v in choice.values} | {0.0: 0}
+                value = _nest([exact[float(gene)] for gene in genes], choice.shape)
+                fields[choice.name] = truncate(value, fields[choice.gate]) if gates[choice.name] else value
+            configs.append(self.config_class(**fields))
+        return configs
+
+    def check(self, X: np.ndarray) -> np.ndarray:
+        """X as float64 if every row is a point of this space, else ValueError naming gene, value and choices."""
+        X = np.asarray(X, dtype=np.float64)
+        if X.ndim != 2 or X.shape[1] != self.width:
+            raise ValueError(f"X must be (n, {self.width}) for this space, not {X.shape}")
+        for choice in self.choices:
+            self._check_values(X, choice)
+        return X
+
+    def restrict(self, **values: Any) -> SearchSpace:
+        """The sub-space in which the named choices keep only these values; X keeps its columns."""
+        choices = []
+        for choice in self.choices:
+            wanted = values.pop(choice.name, choice.values)
+            wanted = tuple(wanted) if isinstance(wanted, (list, tuple)) else (wanted,)
+            for value in wanted:
+                if value not in choice.values:
+                    raise ValueError(f"{choice.name}: {value!r} is not one of {choice.values}")
+            choices.append(dataclasses.replace(choice, values=wanted))
+        if values:
+            raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
+        return SearchSpace(self.config_class, tuple(choices))
+
+    # ---- variation, for evolutionary search
+
+    def mutate(self, X: np.ndarray, rng: np.random.Generator, probability: float = 0.1) -> np.ndarray:
+        """Rows of X with every gene redrawn with this probability; a gene that becomes active is redrawn."""
+        drawn = self._draw(len(X), rng)
+        return self._zero_absent(np.where((rng.random(X.shape) < probability) | (X == 0), drawn, X))
+
+    def crossover(self, X: np.ndarray, Y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rows that take every gene from the row of X or of Y; one absent there that becomes active is redrawn."""
+        child = np.where(rng.random(X.shape) < 0.5, X, Y)
+        absent = child == 0
+        if absent.any():
+            child = np.where(absent, self._draw(len(X), rng), child)
+        return self._zero_absent(child)
+
+    # ---- as JSON
+
+    def to_dict(self) -> dict[str, Any]:
+        return {c.name: {"values": list(c.values), "shape": list(c.shape), "gate": c.gate} for c in self.choices}
+
+    @classmethod
+    def from_dict(cls, config_class: type, choices: Mapping[str, Mapping[str, Any]]) -> SearchSpace:
+        return cls(config_class, tuple(Choice(name, **fields) for name, fields in choices.items()))
+
+    # ---- parts
+
+    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        table, counts = self._values
+        picks = (rng.random((n, self.width)) * counts).astype(int)
+        return table[np.arange(self.width), picks]
+
+    def _zero_absent(self, X: np.ndarray) -> np.ndarray:
+        gene, gate, layer = self._gating
+        X[:, gene] *= X[:, gate] > layer
+        return X
+
+    def _check_values(self, X: np.ndarray, choice: Choice) -> None:
+        genes = X[:, self.columns[choice.name]]
+        allowed = np.isin(genes, choice.values)
+        if choice.gate is not None:
+            gene, gate, layer = self._gating
+            mine = (gene >= self.columns[choice.name].start) & (gene < self.columns[choice.name].stop)
+            allowed = np.where(X[:, gate[mine]] > layer[mine], allowed, genes == 0)
+        if not allowed.all():
+            row, column = np.argwhere(~allowed)[0]
+            name, value = self.names[self.columns[choice.name].start + column], genes[row, column]
+            if choice.gate is not None and value != 0 and value in choice.values:
+                raise ValueError(f"{name} = {value:g}, but that layer is beyond the active {choice.gate}")
+            raise ValueError(f"{name} = {value:g} is not one of {choice.values}")
+
+    def _fill(self, choice: Choice, value: Nested) -> np.ndarray:
+        """An array of the choice's shape with `value` (nested tuples, perhaps short of layers) and 0 elsewhere."""
+        genes = np.zeros(choice.shape)
+        layer_axis = len(self[choice.gate].shape) if choice.gate is not None else None
+
+        def fill(part: np.ndarray, value: Nested, axis: int, name: str) -> None:
+            if axis == len(choice.shape):
+                if not isinstance(value, (int, float)):
+                    raise ValueError(f"{name} = {value!r} is not a number; its choices are {choice.values}")
+                part[...] = value
+                return
+            given = len(value) if isinstance(value, (list, tuple)) else None
+            if given is None or given > len(part) or (axis != layer_axis and given != len(part)):
+                raise ValueError(f"{name} = {value!r}: expected {len(part)} values, each one of {choice.values}")
+            for i, v in enumerate(value):
+                fill(part[i : i + 1] if axis + 1 == len(choice.shape) else part[i], v, axis + 1, f"{name}[{i}]")
+
+        fill(genes, value, 0, choice.name)
+        return genes
+
+    def _check_layers(self, choice: Choice, value: Nested, depth: int | tuple, name: str | None = None) -> None:
+        name = choice.name if name is None else name
+        if isinstance(depth, tuple):
+            if not isinstance(value, tuple) or len(value) != len(depth):
+                raise ValueError(f"{name} = {value!r}: expected {len(depth)} entries, one for each {choice.gate}")
+            for i, (v, d) in enumerate(zip(value, depth)):
+                self._check_layers(choice, v, d, f"{name}[{i}]")
+        elif not isinstance(value, tuple) or len(value) != depth:
+            raise ValueError(f"{name} = {value!r}: expected {depth} layers, as {choice.gate} says")
+
+
+def _nest(flat: list, shape: tuple[int, ...]) -> Nested:
+    if not shape:
+        return flat[0]
+    step = len(flat) // shape[0]
+    return tuple(_nest(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0]))
