@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa.depthwise import depthwise_conv2d
 from supernet.elastic import Elastic, ElasticBatchNorm2d, ElasticConv2d, check_active, leading, own
 from supernet.model import WidthGroup
 
@@ -71,8 +72,7 @@ class ElasticDepthwiseConv2d(Elastic, nn.Conv2d):
         return F.linear(cropped, product).view(self.active_channels, 1, size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        padding = self.active_kernel_size // 2
-        return F.conv2d(x, self.active_weight(), None, self.stride, padding, groups=self.active_channels)
+        return depthwise_conv2d(x, self.active_weight(), self.stride[0])
 
     def extract(self, memo: dict[int, object]) -> nn.Conv2d:
         channels, kernel_size = self.active_channels, self.active_kernel_size

@@ -1,0 +1,349 @@
+"""Images for training, calibrating, choosing and testing: a Lightning data module over common data sets."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from supernet.training import ResumableBatches, ResumableLoader, derive_seed, training_position
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CACHE_BYTES = 512 << 20  # calibration images up to this size stay in memory
+
+
+class ImageData(pl.LightningDataModule):
+    """Image classification data; batches are (images B, C, H, W float32, labels B).
+
+    The training images are split once, by `seed`, into a part that trains (and calibrates BatchNorm) and `holdout`
+    images that choose: `val_dataloader` serves those. The test set chooses nothing.
+
+    Args:
+        dataset: digits (inside scikit-learn), fashion_mnist, folder (`root`/train and `root`/val with a folder per
+            class; val is the test set), torchvision:NAME or timm:NAME.
+        root: where the files are. fashion_mnist also looks where Debian's package puts them.
+        batch_size: of training and evaluation.
+        holdout: images held out of the training set.
+        calibration: training images whose statistics recalibrate BatchNorm, without augmentation.
+        image_size: height and width of the batches in pixels; None for images that share a size already.
+        padding: random crops from images padded by so many pixels; 0 for none.
+        scale: random resized crops of this range of the area, such as [0.08, 1]; None for none.
+        flip: random horizontal flips.
+        jitter: random brightness and saturation, each within this fraction; None for none.
+        channels: 1 or 3; None for the data set's.
+        mean, std: per channel, of pixels in 0..1; None for the data set's.
+        workers: processes that load.
+        seed: of the split, the order and the augmentation.
+        download: let torchvision fetch the files.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        root: str | None = None,
+        batch_size: int = 128,
+        holdout: int = 300,
+        calibration: int = 2000,
+        image_size: int | None = None,
+        padding: int = 0,
+        scale: tuple[float, float] | None = None,
+        flip: bool = False,
+        jitter: tuple[float, float] | None = None,
+        channels: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        source = open_dataset(dataset, root, download)
+        self.classes = source.classes
+        if len(self.classes) < 2:
+            raise ValueError(f"{dataset}: {len(self.classes)} class is not enough to learn from")
+        if not 0 < holdout < len(source.train):
+            raise ValueError(f"holdout = {holdout} does not leave both parts of {len(source.train)} training images")
+        channels = source.channels if channels is None else channels
+        if channels not in (1, 3):
+            raise ValueError(f"channels = {channels} is neither 1 nor 3")
+        mean, std = source.mean if mean is None else mean, source.std if std is None else std
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"mean and std must have {channels} values, one for each channel")
+
+        augment, plain = transforms(image_size, padding, scale, flip, jitter)
+        finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
+        order = np.random.default_rng((seed, 0)).permutation(len(source.train))
+        held, trained = np.sort(order[:holdout]), np.sort(order[holdout:])
+        mode = "L" if channels == 1 else "RGB"
+        self.train = Images(source.train, trained, mode, v2.Compose([*augment, finish]), seed)
+        self.calibration = Images(source.train, trained[:calibration], mode, v2.Compose([*plain, finish]))
+        self.held_out = Images(source.train, held, mode, v2.Compose([*plain, finish]))
+        self.test = Images(source.test, np.arange(len(source.test)), mode, v2.Compose([*plain, finish]))
+        image, _ = self.held_out[0]
+        self.input_spec: dict[str, Any] = {
+            "shape": list(image.shape),
+            "mean": list(mean),
+            "std": list(std),
+            "classes": len(self.classes),
+        }
+        self._calibration_cache: list[tuple[Tensor]] | None = None
+
+    def train_dataloader(self) -> DataLoader:
+        batches = ResumableBatches(len(self.train), self.batch_size, self.seed, self._position)
+        return ResumableLoader(
+            self.train, batch_sampler=batches, num_workers=self.workers, persistent_workers=self.workers > 0
+        )
+
+    def _position(self) -> tuple[int, int]:
+        return training_position(self.trainer, len(self.train) // self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.held_out)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.test)
+
+    predict_dataloader = test_dataloader
+
+    def _loader(self, images: Images) -> DataLoader:
+        return DataLoader(images, self.batch_size, num_workers=self.workers)
+
+    def calibration_batches(self) -> Iterator[tuple[Tensor]]:
+        """Batches `(images,)` of training images for BatchNorm statistics, the same ones every time."""
+        if self._calibration_cache is not None:
+            yield from self._calibration_cache
+            return
+        image, _ = self.calibration[0]
+        keep = len(self.calibration) * image.numel() * image.element_size() <= CACHE_BYTES
+        batches = []
+        for images, _ in self._loader(self.calibration):
+            if keep:
+                batches.append((images,))
+            yield (images,)
+        if keep:
+            self._calibration_cache = batches
+
+
+class Images(Dataset):
+    """A part of a data set, as tensors. An index is a number, or (epoch, number) for seeded augmentation."""
+
+    def __init__(self, source: Dataset, indices: np.ndarray, mode: str, transform: Callable, seed: int = 0) -> None:
+        self.source, self.indices, self.mode, self.transform, self.seed = source, indices, mode, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, number = index if isinstance(index, tuple) else (0, index)
+        position = int(self.indices[number])
+        try:
+            image, label = self.source[position]
+        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError on some broken PNGs
+            path = getattr(self.source, "samples", None)
+            name = path[position][0] if path else f"image {position}"
+            raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        if isinstance(image, Image.Image):
+            image = v2.functional.pil_to_tensor(image if image.mode == self.mode else image.convert(self.mode))
+        elif image.size(0) != (1 if self.mode == "L" else 3):
+            image = v2.functional.rgb_to_grayscale(image) if self.mode == "L" else image.expand(3, -1, -1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, epoch, position))
+            return self.transform(image), int(label)
+
+
+def transforms(
+    image_size: int | None,
+    padding: int,
+    scale: Sequence[float] | None,
+    flip: bool,
+    jitter: Sequence[float] | None,
+) -> tuple[list[Callable], list[Callable]]:
+    """The augmenting and the plain transforms of uint8 tensors C, H, W."""
+    augment: list[Callable] = []
+    plain: list[Callable] = []
+    if scale is not None:
+        if image_size is None:
+            raise ValueError("scale: random resized crops need an image_size")
+        augment.append(v2.RandomResizedCrop(image_size, scale=tuple(scale), antialias=True))
+        plain += [v2.Resize(math.ceil(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
+    elif image_size is not None:
+        plain += [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
+        augment += plain
+    if padding:
+        augment.append(PaddedCrop(padding))
+    if flip:
+        augment.append(v2.RandomHorizontalFlip())
+    if jitter is not None:
+        augment.append(v2.ColorJitter(brightness=jitter[0], saturation=jitter[1]))
+    return augment, plain
+
+
+class PaddedCrop:
+    """A random crop, of the image's size, from the image with a border of zeros."""
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, image: Tensor) -> Tensor:
+        top, left = torch.randint(0, 2 * self.padding + 1, (2,)).tolist()
+        padded = v2.functional.pad(image, [self.padding])
+        return padded[:, top : top + image.size(1), left : left + image.size(2)]
+
+
+# ------------------------------------------------------------------------------------------------- data sets
+
+
+class Source:
+    """An opened data set: map-style `train` and `test` of (image, label), and what is known of them."""
+
+    def __init__(
+        self, train: Dataset, test: Dataset, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.train, self.test, self.classes = train, test, list(classes)
+        self.mean, self.std, self.channels = tuple(mean), tuple(std), len(mean)
+
+
+class ArrayImages(Dataset):
+    """Images in memory: uint8 tensor N, C, H, W and labels N."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = torch.from_numpy(images), labels.astype(int)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def open_dataset(name: str, root: str | None, download: bool) -> Source:
+    """The data set of that name; ValueError says what is wrong with the name or the files."""
+    library, _, rest = name.partition(":")
+    if name == "digits":
+        return digits()
+    if name == "fashion_mnist":
+        return fashion_mnist(root, download)
+    if name == "folder":
+        return image_folder(root)
+    if library == "torchvision" and rest:
+        return from_torchvision(rest, root, download)
+    if library == "timm" and rest:
+        return from_timm(rest, root, download)
+    raise ValueError(f"dataset: {name!r} is not digits, fashion_mnist, folder, torchvision:NAME or timm:NAME")
+
+
+def digits() -> Source:
+    """1,797 grey 8x8 digits; the test set is every fifth image of the (shuffled) file."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(images))
+    test, train = order[::5], np.delete(order, np.s_[::5])
+    pixels = images[train] / 255
+    names = [str(label) for label in range(10)]
+    return Source(
+        ArrayImages(images[train], labels[train]),
+        ArrayImages(images[test], labels[test]),
+        names,
+        [float(pixels.mean())],
+        [float(pixels.std())],
+    )
+
+
+def fashion_mnist(root: str | None, download: bool) -> Source:
+    """60,000 + 10,000 grey 28x28 images of clothing, from torchvision's or Debian's files."""
+    if download:
+        datasets.FashionMNIST(root or "data", download=True)
+    places = [Path(root), Path(root) / "FashionMNIST" / "raw"] if root else []
+    places += [Path("data") / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST]
+    for place in places:
+        if list(place.glob("train-images-idx3-ubyte*")):
+            break
+    else:
+        raise ValueError(
+            f"fashion_mnist: no train-images-idx3-ubyte(.gz) in {', '.join(map(str, places))}: give --data.root, set"
+            " --data.download true, or install Debian's dataset-fashion-mnist"
+        )
+    parts = [
+        ArrayImages(read_idx(place, f"{part}-images-idx3-ubyte")[:, None], read_idx(place, f"{part}-labels-idx1-ubyte"))
+        for part in ("train", "t10k")
+    ]
+    return Source(*parts, datasets.FashionMNIST.classes, [0.2860], [0.3530])
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """An array of bytes from an idx file, compressed or not (http://yann.lecun.com/exdb/mnist)."""
+    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    try:
+        data = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        axes = data[3]
+        shape = np.frombuffer(data, ">i4", axes, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as an idx file: {error}") from error
+
+
+def image_folder(root: str | None) -> Source:
+    """`root`/train and `root`/val, each with a folder of images per class."""
+    if root is None:
+        raise ValueError("dataset: folder needs --data.root, a folder with train and val inside")
+    try:
+        train, test = datasets.ImageFolder(Path(root) / "train"), datasets.ImageFolder(Path(root) / "val")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"{root} is not an image folder with train/CLASS/ and val/CLASS/: {error}") from error
+    if train.classes != test.classes:
+        raise ValueError(f"{root}: train has the classes {train.classes}, val has {test.classes}")
+    return Source(train, test, train.classes, *IMAGENET)
+
+
+def from_torchvision(name: str, root: str | None, download: bool) -> Source:
+    """A data set of torchvision.datasets with a training and a test part."""
+    factory = getattr(datasets, name, None)
+    if not inspect.isclass(factory):
+        raise ValueError(f"torchvision has no data set named {name!r}")
+    parameters = inspect.signature(factory).parameters
+    if "train" in parameters:
+        parts = [{"train": True}, {"train": False}]
+    elif "split" in parameters:
+        parts = [{"split": "train"}, {"split": "test"}]
+    else:
+        raise ValueError(f"torchvision's {name} has no training and test parts to tell apart")
+    options = {"download": download} if "download" in parameters else {}
+    try:
+        train, test = (factory(root or "data", **part, **options) for part in parts)
+    except (RuntimeError, FileNotFoundError) as error:
+        raise ValueError(f"torchvision's {name}: {error}") from error
+    classes = getattr(train, "classes", None)
+    if classes is None:
+        raise ValueError(f"torchvision's {name} does not say its classes: it is not a classification data set")
+    image = train[0][0]
+    grey = isinstance(image, Image.Image) and image.mode == "L"
+    return Source(train, test, classes, *([0.5], [0.5]) if grey else IMAGENET)
+
+
+def from_timm(name: str, root: str | None, download: bool) -> Source:
+    """A data set that timm.data.create_dataset knows, with splits named train and validation."""
+    from timm.data import create_dataset
+
+    train, test = (
+        create_dataset(name, root=root, split=split, download=download) for split in ("train", "validation")
+    )
+    classes = getattr(train.reader, "class_to_idx", None)
+    if not classes:
+        raise ValueError(f"timm's {name} does not say its classes")
+    return Source(train, test, sorted(classes, key=classes.get), *IMAGENET)

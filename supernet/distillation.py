@@ -1,0 +1,38 @@
+"""Losses of a student against labels and against a teacher's logits. Logits are (..., classes); means over items."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a target that is no target, as in torch
+
+
+def label_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, ignore_index: int = IGNORE) -> Tensor:
+    """Cross entropy with labels (...)."""
+    return F.cross_entropy(
+        logits.flatten(0, -2), target.flatten(), label_smoothing=label_smoothing, ignore_index=ignore_index
+    )
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Cross entropy with the teacher's probabilities (Hinton et al., arXiv 1503.02531, at temperature 1)."""
+    student, teacher = _counted(student, teacher, target, ignore_index)
+    return F.cross_entropy(student, teacher.softmax(-1))
+
+
+def squared_error(student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Mean squared difference of the logits."""
+    return F.mse_loss(*_counted(student, teacher, target, ignore_index))
+
+
+def _counted(student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Both logits as (items, classes), without the items that have no target."""
+    student, teacher, target = student.flatten(0, -2), teacher.detach().flatten(0, -2), target.flatten()
+    if torch.any(ignored := target == ignore_index):
+        student, teacher = student[~ignored], teacher[~ignored]
+    return student, teacher
+
+
+DISTILLATION = {"cross_entropy": soft_cross_entropy, "squared_error": squared_error}

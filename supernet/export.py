@@ -1,0 +1,133 @@
+"""A network as files: the self-describing folder of a supernet or a subnet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from supernet.model import Supernet
+from supernet.space import SearchSpace
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
+
+
+def describe(network: Supernet) -> dict[str, Any]:
+    """What makes the network again, apart from its weights: JSON values only."""
+    return {
+        "format": FORMAT,
+        "family": type(network).__name__,
+        "arguments": network.arguments,
+        "space": network.space.to_dict(),
+        "config": dataclasses.asdict(network.config) if network.extracted else None,
+        "input_spec": network.input_spec,
+    }
+
+
+def build(description: dict[str, Any]) -> Supernet:
+    """A network of fresh weights from its description; a family is found among the imported Supernet classes."""
+    families = {cls.__name__: cls for cls in Supernet.__subclasses__()}
+    name = description["family"]
+    if name not in families:
+        raise ValueError(f"no imported family is named {name!r} (known: {sorted(families)}): import its package first")
+    family = families[name]
+    space = SearchSpace.from_dict(family.config_class, description["space"])
+    network = family(space, **description["arguments"])
+    if description["config"] is not None:
+        network = network.extract(family.config_class(**description["config"]))
+    network.input_spec = description["input_spec"]
+    return network
+
+
+def save(network: Supernet, folder: str | Path, data: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
+    """Write a supernet or a subnet as a folder of JSON and safetensors; all of it or, on an error, none.
+
+    `data` is kept beside it: how the data it was trained on are made again.
+    """
+    folder = Path(folder)
+
+    def write(temporary: Path) -> None:
+        description = describe(network) | {"data": data}
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+        state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        save_file(state, temporary / WEIGHTS)
+
+    write_folder(folder, write, overwrite)
+    return folder
+
+
+def load(folder: str | Path) -> Supernet:
+    """The network that `save` wrote, in eval mode; a folder that is not one raises ValueError."""
+    network = build(read_description(folder))
+    try:
+        network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{Path(folder) / WEIGHTS} cannot be read as this network's weights: {error}") from error
+    return network.eval()
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The description in a folder that `save` wrote, checked for completeness."""
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise ValueError(f"{folder} does not hold a saved network: it has no {DESCRIPTION}")
+    try:
+        description = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a description of format {FORMAT}")
+    missing = {"family", "arguments", "space", "config", "input_spec"} - description.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {sorted(missing)}")
+    return description
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file, then sync it and give it its name. On an error the old file is untouched."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
+    """Have `write` fill a temporary folder, then give it its name. On an error the old folder is untouched."""
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} already exists: choose another folder, or allow to overwrite it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,514 @@
+"""Progressive shrinking in one Lightning fit: phases, the task that walks them, validation of subnets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Optimizer
+
+from supernet import sampling
+from supernet.distillation import DISTILLATION, IGNORE, label_loss
+from supernet.export import describe, write_atomically
+from supernet.model import Supernet, calibrate
+from supernet.space import SearchSpace
+
+OptimizerCallable = Callable[[Iterable], Optimizer]
+nesterov_sgd = partial(SGD, momentum=0.9, nesterov=True, weight_decay=3e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- phases
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One stretch of a schedule: a sub-space, a length and a learning rate.
+
+    Args:
+        name: what the logs call it.
+        lr: the peak learning rate.
+        epochs: length in epochs, warm-up included; or
+        steps: length in optimizer steps. All phases of a recipe use the same one.
+        warmup_epochs, warmup_steps: the part of the length in which lr rises linearly from `warmup_lr`.
+        warmup_lr: where the warm-up starts.
+        final_lr: where the cosine that follows the warm-up ends.
+        space: {choice: the values it may take}; a choice that is not named has all its values.
+        subnets: how many subnets a step trains; their gradients add up.
+        sampler: uniform, sandwich or stratified (by MACs).
+        teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
+            as it is; needs the sandwich) or None.
+        label_weight, teacher_weight: weights of the two losses of a student. In place, the largest network has
+            labels only.
+    """
+
+    name: str
+    lr: float
+    epochs: int | None = None
+    steps: int | None = None
+    warmup_epochs: int = 0
+    warmup_steps: int = 0
+    warmup_lr: float = 0.0
+    final_lr: float = 0.0
+    space: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    subnets: int = 1
+    sampler: str = "uniform"
+    teacher: str | None = None
+    label_weight: float = 1.0
+    teacher_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, message: str) -> None:
+            if not ok:
+                raise ValueError(f"phase {self.name!r}: {message}")
+
+        check((self.epochs is None) != (self.steps is None), "give its length as epochs or as steps")
+        check(self.length > 0, f"a length of {self.length} is not positive")
+        warmup, other = (
+            (self.warmup_epochs, self.warmup_steps) if self.steps is None else (self.warmup_steps, self.warmup_epochs)
+        )
+        check(other == 0, "the warm-up has the unit of the length")
+        check(0 <= warmup <= self.length, f"a warm-up of {warmup} does not fit in a length of {self.length}")
+        check(self.lr > 0, f"lr = {self.lr} is not positive")
+        check(self.subnets >= 1, f"subnets = {self.subnets} is not positive")
+        check(self.sampler in ("uniform", "sandwich", "stratified"), f"unknown sampler {self.sampler!r}")
+        check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}")
+        check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
+        check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
+
+    @property
+    def length(self) -> int:
+        return self.epochs if self.steps is None else self.steps
+
+    def in_steps(self, steps_per_epoch: int) -> tuple[int, int]:
+        """(length, warm-up) in optimizer steps."""
+        if self.steps is not None:
+            return self.steps, self.warmup_steps
+        return self.epochs * steps_per_epoch, self.warmup_epochs * steps_per_epoch
+
+    def scaled(self, scale: float) -> Phase:
+        """This phase with its length and warm-up times `scale`; at least 1 long."""
+        unit = "epochs" if self.steps is None else "steps"
+        length = max(1, round(self.length * scale))
+        warmup = min(length, round(getattr(self, f"warmup_{unit}") * scale))
+        return dataclasses.replace(self, **{unit: length, f"warmup_{unit}": warmup})
+
+
+def locate(phases: Sequence[Phase], steps_per_epoch: int, step: int) -> tuple[int, int]:
+    """(index of the phase, step within it) of a global optimizer step; the last phase has no end."""
+    for index, phase in enumerate(phases):
+        length, _ = phase.in_steps(steps_per_epoch)
+        if step < length or index == len(phases) - 1:
+            return index, step
+        step -= length
+    raise ValueError("a schedule needs at least one phase")
+
+
+def learning_rate(phase: Phase, steps_per_epoch: int, step: int) -> float:
+    """The learning rate of a step of a phase: linear warm-up, then a cosine to `final_lr`."""
+    length, warmup = phase.in_steps(steps_per_epoch)
+    if step < warmup:
+        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * step / warmup
+    done = (step - warmup) / max(1, length - warmup)
+    return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+class ResumableBatches:
+    """A batch sampler whose order is a function of (seed, epoch), and which starts where the training stands.
+
+    Yields lists of (epoch, index), so that augmentation can be a function of (seed, epoch, index) in any worker.
+    `position` gives (epoch, first batch) when an epoch's iterator is made.
+    """
+
+    def __init__(
+        self, items: int, batch_size: int, seed: int, position: Callable[[], tuple[int, int]], drop_last: bool = True
+    ) -> None:
+        if drop_last and items < batch_size:
+            raise ValueError(f"{items} training items do not fill one batch of {batch_size}")
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self.position, self.drop_last = position, drop_last
+
+    def __len__(self) -> int:
+        return self.items // self.batch_size if self.drop_last else math.ceil(self.items / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = self.position()
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.items)
+        for batch in range(first, len(self)):
+            yield [(epoch, int(i)) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+class ResumableLoader(torch.utils.data.DataLoader):
+    """A DataLoader over `ResumableBatches`. Lightning asks a resumable loader for its state; ours is the step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def training_position(trainer: pl.Trainer, batches: int) -> tuple[int, int]:
+    """(epoch, batch) at which training goes on, from the number of optimizer steps done."""
+    accumulate = trainer.lightning_module.accumulate
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    epoch, step = divmod(trainer.global_step, math.ceil(batches / accumulate))
+    return epoch, step * accumulate
+
+
+# ------------------------------------------------------------------------------------------------------ task
+
+
+class SupernetTask(pl.LightningModule):
+    """Trains a supernet through phases; batches are `(*inputs, target)`.
+
+    Everything a step does is a function of the global optimizer step: the phase, the learning rate, the subnets, the
+    seed of dropout. At a phase's first step the channels are sorted by importance, the optimizer's state is emptied
+    (momentum would no longer match) and, where the phase wants a frozen teacher and there is none yet, it is made.
+
+    Args:
+        supernet: what to train.
+        phases: the schedule.
+        optimizer: parameter groups -> optimizer. BatchNorm parameters and biases form a group without weight decay.
+        label_smoothing: of the loss against labels.
+        distillation: cross_entropy (soft labels) or squared_error (logits).
+        teacher_mode: eval, or train (BatchNorm of the batch, as OFA's published recipe).
+        clip_norm: gradient norm to clip at, or None.
+        accumulate: batches per optimizer step; their losses are weighted by their counted targets.
+        decay_unsampled: whether parameters that no subnet of the step used still decay and keep their momentum.
+        channels_last: train 4-d inputs in the channels_last memory format (faster, on CPUs and on GPUs).
+        ignore_index: the target value that does not count.
+        seed: of subnet sampling and dropout.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        phases: list[Phase],
+        optimizer: OptimizerCallable = nesterov_sgd,
+        label_smoothing: float = 0.1,
+        distillation: str = "cross_entropy",
+        teacher_mode: str = "eval",
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        decay_unsampled: bool = True,
+        channels_last: bool = True,
+        ignore_index: int = IGNORE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.supernet = supernet
+        self.phases = check_phases(phases, supernet.space)
+        self.make_optimizer = optimizer
+        self.label_smoothing = label_smoothing
+        if distillation not in DISTILLATION:
+            raise ValueError(f"distillation: {distillation!r} is not one of {sorted(DISTILLATION)}")
+        self.distillation = DISTILLATION[distillation]
+        if teacher_mode not in ("eval", "train"):
+            raise ValueError(f"teacher_mode: {teacher_mode!r} is neither eval nor train")
+        self.teacher_mode = teacher_mode
+        self.clip_norm, self.accumulate = clip_norm, accumulate
+        self.decay_unsampled, self.channels_last = decay_unsampled, channels_last
+        self.ignore_index, self.seed = ignore_index, seed
+        self.spaces = [supernet.space.restrict(**phase.space) for phase in self.phases]
+        self.teacher = None
+        if any(phase.teacher == "frozen" for phase in self.phases):
+            self.teacher = supernet.extract(supernet.space.largest()).requires_grad_(False)
+        self.train()
+
+    # ---- schedule
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.trainer.num_training_batches / self.accumulate)
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if data is not None and hasattr(data, "input_spec"):
+            check_classes(self.supernet, data.input_spec)
+            self.supernet.input_spec = dict(data.input_spec)
+        if stage == "fit":
+            self._set_trainer_length()
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    def _set_trainer_length(self) -> None:
+        trainer = self.trainer
+        if trainer.fast_dev_run:
+            return
+        in_steps = self.phases[0].steps is not None
+        total = sum(phase.length for phase in self.phases)
+        given = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+        wanted = {"max_epochs": -1, "max_steps": total} if in_steps else {"max_epochs": total, "max_steps": -1}
+        for name, value in given.items():
+            if value not in (None, -1, 1000 if name == "max_epochs" else -1, wanted[name]):
+                raise ValueError(
+                    f"{name} = {value}, but the phases are {total} {'steps' if in_steps else 'epochs'} long: leave it"
+                    " out, and change the phases or scale them (--scale-phases)"
+                )
+        trainer.fit_loop.max_epochs = wanted["max_epochs"]
+        trainer.fit_loop.epoch_loop.max_steps = wanted["max_steps"]
+
+    def on_fit_start(self) -> None:
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self.supernet.modules()):
+            raise ValueError("sync_batchnorm would replace elastic BatchNorm layers by plain ones: leave it off")
+        if self.trainer.world_size > 1:
+            raise NotImplementedError("training on more than one process is not supported yet: use devices=1")
+
+    def on_train_start(self) -> None:
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError("accumulate_grad_batches is the task's `accumulate` here")
+
+    # ---- a step
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        step, micro = self.global_step, batch_idx % self.accumulate
+        index, phase_step = locate(self.phases, self.steps_per_epoch, step)
+        phase, space = self.phases[index], self.spaces[index]
+        optimizer = self.optimizers()
+        if micro == 0:
+            if phase_step == 0:
+                self._begin_phase(index, optimizer)
+            lr = learning_rate(phase, self.steps_per_epoch, phase_step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+            self.counted = 0
+            self.log_dict({"lr": lr, "phase": float(index)}, prog_bar=True)
+        torch.manual_seed(derive_seed(self.seed, step, micro))
+
+        *inputs, target = batch
+        counted = int((target != self.ignore_index).sum()) if self.accumulate > 1 else 1
+        losses = self.losses(inputs, target, phase, self.sample(phase, space, step))
+        total = 0.0
+        for loss in losses:  # one backward a subnet: the next one changes the active size
+            self.manual_backward(loss * counted if self.accumulate > 1 else loss)
+            total += loss.detach()
+        self.counted += counted
+        self.log("train/loss", total / phase.subnets, prog_bar=True)
+        if micro == self.accumulate - 1 or self.trainer.is_last_batch:
+            self._step(optimizer)
+
+    def sample(self, phase: Phase, space: SearchSpace, step: int) -> list[Any]:
+        """The configs that a global step trains."""
+        shared = self.supernet.input_choices
+        if phase.sampler == "stratified":
+            cost = lambda X: self.supernet.costs(X)["macs"]  # noqa: E731
+            return sampling.stratified(space, phase.subnets, step, self.seed, shared, cost=cost)
+        sampler = {"uniform": sampling.uniform, "sandwich": sampling.sandwich}[phase.sampler]
+        return sampler(space, phase.subnets, step, self.seed, shared)
+
+    def losses(self, inputs: Sequence[Tensor], target: Tensor, phase: Phase, configs: Sequence[Any]) -> Iterator[Tensor]:
+        """The loss of each subnet, one after the other: each must have had its backward before the next is drawn."""
+        soft: dict[torch.Size, Tensor] = {}
+        largest: Tensor | None = None
+        for position, config in enumerate(configs):
+            prepared = self.prepare(inputs, config)
+            logits = self.supernet.set_active(config)(*prepared)
+            if phase.teacher == "inplace" and position == 0:
+                largest = logits.detach()
+                yield label_loss(logits, target, self.label_smoothing, self.ignore_index)
+                continue
+            loss = logits.new_zeros(())
+            if phase.label_weight or phase.teacher is None:
+                weight = phase.label_weight if phase.teacher else 1.0
+                loss = loss + weight * label_loss(logits, target, self.label_smoothing, self.ignore_index)
+            if phase.teacher == "frozen":
+                shape = prepared[0].shape
+                if shape not in soft:
+                    with torch.no_grad():
+                        soft[shape] = self.teacher(*prepared)
+                largest = soft[shape]
+            if phase.teacher is not None:
+                loss = loss + phase.teacher_weight * self.distillation(logits, largest, target, self.ignore_index)
+            yield loss
+
+    def prepare(self, inputs: Sequence[Tensor], config: Any) -> Sequence[Tensor]:
+        """The inputs at the config's resolution, and in the memory format of training."""
+        prepared = self.supernet.prepare(inputs, config)
+        if self.channels_last:
+            prepared = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in prepared]
+        return prepared
+
+    def _begin_phase(self, index: int, optimizer: Optimizer) -> None:
+        if index > 0:
+            self.supernet.sort(self.spaces[index - 1])
+        optimizer.state.clear()
+        wants = [phase.teacher == "frozen" for phase in self.phases]
+        if wants[index] and not any(wants[:index]):
+            trained = self.supernet.extract(self.supernet.space.largest())
+            self.teacher.load_state_dict(trained.state_dict())
+
+    def _step(self, optimizer: Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for p in parameters:
+            if p.grad is None and self.decay_unsampled:
+                p.grad = torch.zeros_like(p)
+            elif p.grad is not None and self.accumulate > 1:
+                p.grad /= self.counted
+        if self.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            self.log("train/grad_norm", norm)
+        optimizer.step()
+
+    def configure_optimizers(self) -> Optimizer:
+        decayed, plain = [], []
+        for module in self.supernet.modules():
+            for name, p in module.named_parameters(recurse=False):
+                (plain if isinstance(module, _BatchNorm) or name == "bias" else decayed).append(p)
+        groups = [{"params": unique(decayed)}, {"params": unique(plain), "weight_decay": 0.0}]
+        return self.make_optimizer([group for group in groups if group["params"]])
+
+    # ---- modes, checkpoints
+
+    def train(self, mode: bool = True) -> SupernetTask:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.train(self.teacher_mode == "train")
+        return self
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Nothing here: `SubnetValidation` evaluates extracted, calibrated subnets on the batch."""
+
+    test_step = validation_step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["supernet"] = describe(self.supernet)
+        checkpoint["phases"] = [dataclasses.asdict(phase) for phase in self.phases]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "supernet" not in checkpoint:
+            raise ValueError("not a checkpoint of a SupernetTask: it has no description of a supernet")
+        ours = describe(self.supernet)
+        for key in ("family", "arguments", "space"):
+            if checkpoint["supernet"][key] != ours[key]:
+                raise ValueError(f"the checkpoint's {key} is {checkpoint['supernet'][key]}, this run's is {ours[key]}")
+        if self.trainer.state.fn == "fit" and checkpoint["phases"] != [dataclasses.asdict(p) for p in self.phases]:
+            raise ValueError("the checkpoint was trained with other phases: a run can only be resumed as it began")
+
+
+def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
+    """The phases, if they make a schedule over the space; else ValueError."""
+    if not phases:
+        raise ValueError("phases: a schedule needs at least one")
+    if len({phase.steps is None for phase in phases}) > 1:
+        raise ValueError("phases: all lengths are in epochs or all in steps")
+    for phase in phases:
+        try:
+            space.restrict(**phase.space)
+        except ValueError as error:
+            raise ValueError(f"phase {phase.name!r}: {error}") from error
+    return list(phases)
+
+
+def check_classes(supernet: Supernet, input_spec: dict[str, Any]) -> None:
+    """Raise ValueError where the supernet's classes or input channels are not the data's."""
+    arguments = supernet.arguments
+    for name, has in (("num_classes", input_spec["classes"]), ("in_channels", input_spec["shape"][0])):
+        if arguments.get(name, has) != has:
+            raise ValueError(f"the supernet was made with {name} = {arguments[name]}, the data have {has}")
+
+
+def derive_seed(*keys: int) -> int:
+    """One 63-bit seed from several integers."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list({id(p): p for p in parameters}.values())
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+
+class SubnetValidation(pl.Callback):
+    """Evaluates subnets on the validation (or test) set: the largest, the smallest and fixed random ones.
+
+    Each is extracted and its BatchNorm recalibrated on the data module's `calibration_batches()`, so the figures are
+    those of the networks that would be deployed. Logs `val/accuracy/NAME` and `val/loss/NAME`, and the random ones'
+    mean as `.../random`.
+    """
+
+    def __init__(self, random: int = 4, seed: int = 0) -> None:
+        self.random, self.seed = random, seed
+        self.subnets: dict[str, Supernet] = {}
+
+    def on_validation_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        space = task.supernet.space
+        configs = {"largest": space.largest(), "smallest": space.smallest()}
+        drawn = space.decode(space.sample(self.random, np.random.default_rng(self.seed)))
+        configs |= {f"random{i}": config for i, config in enumerate(drawn)}
+        for name, config in configs.items():
+            subnet = task.supernet.extract(config).eval()
+            self.subnets[name] = calibrate(subnet, trainer.datamodule.calibration_batches())
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluate(task, batch, "val")
+
+    def on_validation_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self.subnets.clear()
+
+    def on_test_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self.on_validation_start(trainer, task)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluate(task, batch, "test")
+
+    def on_test_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self.subnets.clear()
+
+    @torch.no_grad()
+    def _evaluate(self, task: SupernetTask, batch: Any, stage: str) -> None:
+        *inputs, target = batch
+        counted = target != task.ignore_index
+        figures: dict[str, list[Tensor]] = {}
+        for name, subnet in self.subnets.items():
+            logits = subnet(*task.prepare(inputs, subnet.config))
+            loss = label_loss(logits, target, ignore_index=task.ignore_index)
+            accuracy = (logits.argmax(-1) == target)[counted].float().mean()
+            group = "random" if name.startswith("random") else name
+            for figure, value in ((f"{stage}/accuracy/{group}", accuracy), (f"{stage}/loss/{group}", loss)):
+                figures.setdefault(figure, []).append(value)
+        for figure, values in figures.items():
+            mean = torch.stack(values).mean()
+            bar = "accuracy" in figure
+            task.log(figure, mean, on_step=False, on_epoch=True, prog_bar=bar, batch_size=int(counted.sum()))
+
+
+# ----------------------------------------------------------------------------------------------- checkpoints
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or absent: written beside, synced and renamed, and read with a clear error."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
