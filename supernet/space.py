@@ -233,7 +233,9 @@ class SearchSpace:
             for value in wanted:
                 if value not in choice.values:
                     raise ValueError(f"{choice.name}: {value!r} is not one of {choice.values}")
-            choices.append(dataclasses.replace(choice, values=wanted))
+            # The choice's own values: 4.0, as it may come from YAML, is its 4.
+            kept = tuple(value for value in choice.values if value in wanted)
+            choices.append(dataclasses.replace(choice, values=kept))
         if values:
             raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
         return SearchSpace(self.config_class, tuple(choices))

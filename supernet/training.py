@@ -194,6 +194,7 @@ class SupernetTask(pl.LightningModule):
         channels_last: train 4-d inputs in the channels_last memory format (faster, on CPUs and on GPUs).
         ignore_index: the target value that does not count.
         seed: of subnet sampling and dropout.
+        scale_phases: multiplies the length of every phase.
     """
 
     def __init__(
@@ -210,11 +211,12 @@ class SupernetTask(pl.LightningModule):
         channels_last: bool = True,
         ignore_index: int = IGNORE,
         seed: int = 0,
+        scale_phases: float = 1.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.supernet = supernet
-        self.phases = check_phases(phases, supernet.space)
+        self.phases = check_phases([phase.scaled(scale_phases) for phase in phases], supernet.space)
         self.make_optimizer = optimizer
         self.label_smoothing = label_smoothing
         if distillation not in DISTILLATION:

@@ -1,0 +1,89 @@
+"""The command `supernet`: fit, validate, test and predict go to LightningCLI, the verbs to jsonargparse."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+VERBS = ("specialize", "export", "evaluate")
+RECIPES = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command; an error of the user's is one line and exit status 1 (SUPERNET_TRACEBACK=1 shows where)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(argv)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SUPERNET_TRACEBACK"):
+            raise
+        print(f"supernet: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def run(argv: list[str]) -> None:
+    command = argv[0] if argv else "--help"
+    if command in LIGHTNING:
+        from recipes.lightning import SupernetCLI
+
+        sys.argv = ["supernet"]  # LightningCLI warns where both its args and the process's are set
+        SupernetCLI(args=resolve_recipes(argv))
+    elif command in VERBS:
+        from jsonargparse import ArgumentParser
+
+        verb = getattr(import_module("recipes"), command)
+        parser = ArgumentParser(prog=f"supernet {command}", description=verb.__doc__)
+        parser.add_argument("-c", "--config", action="config")
+        parser.add_function_arguments(verb, as_positional=False)
+        arguments = parser.parse_args([dashes_to_underscores(argument) for argument in argv[1:]])
+        arguments.pop("config", None)
+        verb(**parser.instantiate(arguments).as_dict())
+    else:
+        print(usage())
+        if command not in ("-h", "--help"):
+            raise ValueError(f"{command!r} is not a command")
+
+
+def usage() -> str:
+    verbs = {name: getattr(import_module("recipes"), name).__doc__.splitlines()[0] for name in VERBS}
+    lines = ["usage: supernet COMMAND [OPTIONS]   (COMMAND --help tells its options)", ""]
+    lines += ["  fit          Train a supernet through all phases of a recipe."]
+    lines += ["  validate     Evaluate subnets of a checkpoint on the held-out part.", "  test         ... on the test set."]
+    lines += ["  predict      Run Lightning's predict."]
+    lines += [f"  {name:<12} {summary}" for name, summary in verbs.items()]
+    return "\n".join(lines)
+
+
+def dashes_to_underscores(argument: str) -> str:
+    """--max-latency=3 as --max_latency=3, the way Python spells it."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def resolve_recipes(argv: list[str]) -> list[str]:
+    """The arguments with `--config ofa/digits` as the path of the shipped recipe, and --scale-phases where it lives."""
+    resolved = []
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--scale-phases", "--scale_phases"):
+            argument = "--model.scale_phases" + equals + value
+        elif name in ("-c", "--config") and equals:
+            argument = f"{name}={recipe_path(value)}"
+        elif i and argv[i - 1] in ("-c", "--config"):
+            argument = recipe_path(argument)
+        resolved.append(argument)
+    return resolved
+
+
+def recipe_path(name: str) -> str:
+    """A recipe file as given, or the one of that name among the shipped recipes."""
+    if Path(name).is_file():
+        return name
+    shipped = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return str(shipped)
+    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.glob("*/*.yaml"))
+    raise ValueError(f"no recipe file {name!r}, and none is shipped under that name; shipped: {', '.join(known)}")

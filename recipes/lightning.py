@@ -1,0 +1,90 @@
+"""LightningCLI for supernets: a run is one folder, with checkpoints, config.yaml and, at the end, the supernet."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import ofa  # noqa: F401  (its families can then be named in recipes)
+from supernet.export import save
+from supernet.training import AtomicCheckpointIO, SubnetValidation, SupernetTask
+
+
+class SupernetCLI(LightningCLI):
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            model_class=SupernetTask,
+            datamodule_class=pl.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"max_epochs": -1},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str, default="runs/supernet", help="the folder of this run")
+        parser.add_argument("--overwrite", type=bool, default=False, help="let the run replace an earlier one")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=0, help="optimizer steps between checkpoints; 0: only after epochs"
+        )
+        parser.add_lightning_class_args(SubnetValidation, "validation")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        run = Path(self._get(self.config, "run"))
+        trainer = self._get(self.config_init, "trainer")
+        every = self._get(self.config, "checkpoint_every")
+        kwargs.setdefault("default_root_dir", run)
+        if trainer["logger"] in (None, True):
+            kwargs["logger"] = [CSVLogger(run, name="logs")]
+            if find_spec("tensorboard"):
+                kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
+        self.trainer_defaults["callbacks"] = [RichProgressBar(), *self._checkpoints(run, every)]
+        self.trainer_defaults["plugins"] = [AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _checkpoints(self, run: Path, every: int) -> list[ModelCheckpoint]:
+        """One file, checkpoints/last.ckpt, renewed after every epoch and every `every` steps."""
+        options = dict(dirpath=run / "checkpoints", filename="last", enable_version_counter=False)
+        after_epochs = ModelCheckpoint(**options, save_on_train_epoch_end=True)
+        if not every:
+            return [after_epochs]
+        return [after_epochs, ModelCheckpoint(**options, every_n_train_steps=every, save_on_train_epoch_end=False)]
+
+    # ---- fit
+
+    def before_fit(self) -> None:
+        run = Path(self._get(self.config, "run"))
+        subcommand = self.config_init["fit"]
+        last = run / "checkpoints" / "last.ckpt"
+        if subcommand["ckpt_path"] == "last":
+            if not last.is_file():
+                raise ValueError(f"--ckpt_path last: there is no {last} to resume from")
+            subcommand["ckpt_path"] = str(last)
+        elif subcommand["ckpt_path"] is not None and not Path(subcommand["ckpt_path"]).is_file():
+            raise ValueError(f"--ckpt_path: there is no file {subcommand['ckpt_path']}")
+        elif subcommand["ckpt_path"] is None and not self._get(self.config, "overwrite"):
+            for taken in (last, run / "supernet"):
+                if taken.exists():
+                    raise FileExistsError(
+                        f"{taken} is already there: resume with --ckpt_path last, choose another --run, or --overwrite"
+                        " true"
+                    )
+        if not self.trainer.fast_dev_run:
+            run.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
+
+    def after_fit(self) -> None:
+        if self.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        run = Path(self._get(self.config, "run"))
+        data = self._get(self.config, "data").as_dict()
+        save(self.model.supernet, run / "supernet", data=data, overwrite=True)
+        print(f"supernet saved: {run / 'supernet'}")
