@@ -340,9 +340,7 @@ def from_timm(name: str, root: str | None, download: bool) -> Source:
     """A data set that timm.data.create_dataset knows, with splits named train and validation."""
     from timm.data import create_dataset
 
-    train, test = (
-        create_dataset(name, root=root, split=split, download=download) for split in ("train", "validation")
-    )
+    train, test = (create_dataset(name, root=root, split=split, download=download) for split in ("train", "validation"))
     classes = getattr(train.reader, "class_to_idx", None)
     if not classes:
         raise ValueError(f"timm's {name} does not say its classes")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -182,6 +183,12 @@ class MobileNetV3(Supernet):
             return (images,)
         shrinks = size < max(images.shape[-2:])
         return (F.interpolate(images, (size, size), mode="bilinear", antialias=shrinks),)
+
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
+        size = self.config.resolution
+        return (
+            torch.randn(batch, self.arguments["in_channels"], size, size, generator=torch.Generator().manual_seed(0)),
+        )
 
     @property
     def cost_terms(self) -> MobileNetV3Costs:

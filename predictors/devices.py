@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ class _Timing:
         self.key, self.run = key, run
         self.times: list[tuple[float, ...]] = []
         self.reference_times: list[tuple[float, ...]] = []
-        self.taken = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.taken = datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _load(call: Callable[..., Any], device: Device, key: str, source: Source) -> Run:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test", "predict")
-VERBS = ("specialize", "export", "evaluate")
+VERBS = ("export", "evaluate")
 RECIPES = Path(__file__).parent
 
 
@@ -51,7 +51,10 @@ def usage() -> str:
     verbs = {name: getattr(import_module("recipes"), name).__doc__.splitlines()[0] for name in VERBS}
     lines = ["usage: supernet COMMAND [OPTIONS]   (COMMAND --help tells its options)", ""]
     lines += ["  fit          Train a supernet through all phases of a recipe."]
-    lines += ["  validate     Evaluate subnets of a checkpoint on the held-out part.", "  test         ... on the test set."]
+    lines += [
+        "  validate     Evaluate subnets of a checkpoint on the held-out part.",
+        "  test         ... on the test set.",
+    ]
     lines += ["  predict      Run Lightning's predict."]
     lines += [f"  {name:<12} {summary}" for name, summary in verbs.items()]
     return "\n".join(lines)

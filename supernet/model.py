@@ -37,7 +37,8 @@ class WidthGroup:
 class Supernet(nn.Module, ABC):
     """A model of elastic layers over a search space; made at full size, so that it is its largest network.
 
-    A family gives `config_class`, its layers, `forward`, `_activate`, `width_groups` and `cost_terms`. `arguments` are
+    A family gives `config_class`, its layers, `forward`, `_activate`, `width_groups`,
+    `example_inputs` and `cost_terms`. `arguments` are
     the JSON values that, with the space, make the family again. A subnet that `extract` returns is the same class
     with plain torch layers; it keeps `config` and `input_spec`, and cannot be set to another config.
     """
@@ -68,6 +69,10 @@ class Supernet(nn.Module, ABC):
     @abstractmethod
     def cost_terms(self) -> CostTerms:
         """The cost model of this supernet's networks."""
+
+    @abstractmethod
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """Random inputs of the active config's shapes, for tracing and timing."""
 
     def prepare(self, inputs: Sequence[Tensor], config: Any = None) -> Sequence[Tensor]:
         """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""

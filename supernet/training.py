@@ -316,7 +316,9 @@ class SupernetTask(pl.LightningModule):
         sampler = {"uniform": sampling.uniform, "sandwich": sampling.sandwich}[phase.sampler]
         return sampler(space, phase.subnets, step, self.seed, shared)
 
-    def losses(self, inputs: Sequence[Tensor], target: Tensor, phase: Phase, configs: Sequence[Any]) -> Iterator[Tensor]:
+    def losses(
+        self, inputs: Sequence[Tensor], target: Tensor, phase: Phase, configs: Sequence[Any]
+    ) -> Iterator[Tensor]:
         """The loss of each subnet, one after the other: each must have had its backward before the next is drawn."""
         soft: dict[torch.Size, Tensor] = {}
         largest: Tensor | None = None
@@ -482,19 +484,36 @@ class SubnetValidation(pl.Callback):
     @torch.no_grad()
     def _evaluate(self, task: SupernetTask, batch: Any, stage: str) -> None:
         *inputs, target = batch
-        counted = target != task.ignore_index
         figures: dict[str, list[Tensor]] = {}
         for name, subnet in self.subnets.items():
             logits = subnet(*task.prepare(inputs, subnet.config))
-            loss = label_loss(logits, target, ignore_index=task.ignore_index)
-            accuracy = (logits.argmax(-1) == target)[counted].float().mean()
             group = "random" if name.startswith("random") else name
-            for figure, value in ((f"{stage}/accuracy/{group}", accuracy), (f"{stage}/loss/{group}", loss)):
-                figures.setdefault(figure, []).append(value)
+            for figure, value in figures_of(logits, target, task.ignore_index).items():
+                figures.setdefault(f"{stage}/{figure}/{group}", []).append(value)
+        counted = int((target != task.ignore_index).sum())
         for figure, values in figures.items():
             mean = torch.stack(values).mean()
-            bar = "accuracy" in figure
-            task.log(figure, mean, on_step=False, on_epoch=True, prog_bar=bar, batch_size=int(counted.sum()))
+            task.log(figure, mean, on_step=False, on_epoch=True, prog_bar="accuracy" in figure, batch_size=counted)
+
+
+def figures_of(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> dict[str, Tensor]:
+    """{"accuracy", "loss"}: means over the items of a batch that count."""
+    right = (logits.argmax(-1) == target)[target != ignore_index]
+    return {"accuracy": right.float().mean(), "loss": label_loss(logits, target, ignore_index=ignore_index)}
+
+
+@torch.inference_mode()
+def evaluate_network(network: Supernet, batches: Iterable, ignore_index: int = IGNORE) -> dict[str, float]:
+    """{"accuracy", "loss"} of an extracted network in eval mode over batches `(*inputs, target)`."""
+    network.eval().to(memory_format=torch.channels_last)
+    totals, counted = {"accuracy": 0.0, "loss": 0.0}, 0
+    for *inputs, target in batches:
+        logits = network(*network.prepare(inputs))
+        items = int((target != ignore_index).sum())
+        for name, value in figures_of(logits, target, ignore_index).items():
+            totals[name] += float(value) * items
+        counted += items
+    return {name: total / counted for name, total in totals.items()}
 
 
 # ----------------------------------------------------------------------------------------------- checkpoints

@@ -1,0 +1,83 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.cli import RECIPES, main, recipe_path
+
+SMALL = ["--scale-phases", "0.01", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+
+
+def supernet(*arguments, cwd=None):
+    code = "from recipes.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A digits run of one step a phase, made from another folder."""
+    folder = tmp_path_factory.mktemp("fit")
+    done = supernet("fit", "--config", "ofa/digits", "--run", "run", *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_a_run_is_one_folder(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {"checkpoints", "config.yaml", "logs", "supernet"}
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_taken_folder_is_not_overwritten_unasked(run):
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(run), *SMALL)
+    assert done.returncode == 1 and "--overwrite" in done.stderr and "Traceback" not in done.stderr
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_resuming_nothing_is_an_error(tmp_path):
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path / "none"), "--ckpt_path", "last", *SMALL)
+    assert done.returncode == 1 and "nothing" not in done.stdout and "to resume from" in done.stderr
+
+
+def test_a_misspelt_key_is_an_error(tmp_path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text((RECIPES / "ofa" / "digits.yaml").read_text().replace("padding:", "pading:"))
+    done = supernet("fit", "--config", str(recipe), "--run", str(tmp_path / "run"))
+    assert done.returncode != 0 and "pading" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_evaluate_reads_the_data_from_the_supernets_folder(run, tmp_path, capsys):
+    from supernet.export import load, read_description, save
+
+    network = load(run / "supernet")
+    data = read_description(run / "supernet")["data"]
+    save(network.extract(network.space.smallest()), tmp_path / "subnet", data=data)
+    main(["evaluate", "--subnet", str(tmp_path / "subnet")])
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_export_writes_checked_files_once(run, tmp_path, capsys):
+    from supernet.export import load, save
+
+    network = load(run / "supernet")
+    save(network.extract(network.space.smallest()), tmp_path / "subnet")
+    arguments = ["export", "--subnet", str(tmp_path / "subnet"), "--out", str(tmp_path / "files"), "--format", "timm"]
+    main(arguments)
+    assert (tmp_path / "files" / "timm" / "build.py").is_file()
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_unknown_names_are_told_what_there_is(capsys):
+    with pytest.raises(ValueError, match="shipped: .*ofa/digits"):
+        recipe_path("ofa/nothing")
+    with pytest.raises(SystemExit):
+        main(["conquer"])
+    assert "'conquer' is not a command" in capsys.readouterr().err
+
+
+def test_shipped_recipes_are_found_by_name():
+    assert Path(recipe_path("ofa/digits")).is_file()

@@ -1,0 +1,217 @@
+"""What every supernet family promises, checked on each."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ofa
+from supernet.model import calibrate
+
+FAMILIES = {
+    "mobilenet_v3": lambda: ofa.MobileNetV3(
+        ofa.mobilenet_v3_space(resolution=(32, 48, 64)), num_classes=10, width_mult=0.35
+    ),
+    "mobilenet_v3_grey": lambda: ofa.MobileNetV3(
+        ofa.mobilenet_v3_space(resolution=(28,)), num_classes=7, width_mult=0.5, in_channels=1, stem_stride=1
+    ),
+}
+
+
+def images(supernet, batch=2):
+    return torch.randn(batch, supernet.arguments["in_channels"], 32, 32)
+
+
+@pytest.fixture(params=FAMILIES)
+def supernet(request):
+    torch.manual_seed(0)
+    supernet = FAMILIES[request.param]()
+    randomise(supernet)
+    return supernet
+
+
+@torch.no_grad()
+def randomise(supernet):
+    """Weights and statistics as unequal as training makes them."""
+    for p in supernet.parameters():
+        p.add_(0.1 * torch.randn_like(p) * (p.std() if p.numel() > 1 and p.std() > 0 else 1))
+    for name, buffer in supernet.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+        elif name.endswith("running_mean"):
+            buffer.normal_(0, 0.2)
+
+
+def configs(supernet, n, seed=0):
+    return supernet.space.decode(supernet.space.sample(n, np.random.default_rng(seed)))
+
+
+def train_a_little(supernet, steps=3):
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05)
+    for config in configs(supernet, steps, seed=9):
+        optimizer.zero_grad()
+        supernet.set_active(config)(*supernet.prepare((images(supernet, 4),))).square().mean().backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def largest_difference(supernet, n, memory_format):
+    supernet.eval().to(memory_format=memory_format)
+    worst = 0.0
+    for config in configs(supernet, n):
+        (x,) = supernet.prepare((images(supernet),), config)
+        x = x.contiguous(memory_format=memory_format)
+        subnet = supernet.extract(config)
+        worst = max(worst, float((supernet.set_active(config)(x) - subnet(x)).abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+def test_a_subnet_computes_exactly_what_the_supernet_computes(supernet, memory_format):
+    assert largest_difference(supernet, 50, memory_format) == 0
+
+
+def test_it_still_does_after_training_and_sorting(supernet):
+    train_a_little(supernet)
+    supernet.sort(supernet.space)
+    assert largest_difference(supernet, 20, torch.channels_last) == 0
+
+
+def test_every_leaf_of_a_subnet_is_a_torch_layer(supernet):
+    for config in configs(supernet, 3):
+        for module in supernet.extract(config).modules():
+            if not list(module.children()):
+                assert type(module) is getattr(nn, type(module).__name__)
+
+
+def test_costs_are_the_parameters_and_the_counted_operations(supernet):
+    X = supernet.space.sample(10, np.random.default_rng(0))
+    costs = supernet.costs(X)
+    for config, macs, params in zip(supernet.space.decode(X), costs["macs"], costs["params"]):
+        subnet = supernet.extract(config).eval()
+        assert sum(p.numel() for p in subnet.parameters()) == params
+        inputs = subnet.prepare((images(supernet, 1),))
+        with FlopCounterMode(display=False) as counter:
+            subnet(*inputs)
+        assert counter.get_total_flops() == 2 * macs
+
+
+def test_costs_of_many_rows_are_the_costs_of_each(supernet):
+    X = supernet.space.sample(20, np.random.default_rng(1))
+    for unit, values in supernet.costs(X).items():
+        assert list(values) == [supernet.costs(row[None])[unit][0] for row in X]
+
+
+def test_the_cost_model_is_small_and_survives_copying(supernet):
+    X = supernet.space.sample(3, np.random.default_rng(2))
+    terms, again = supernet.cost_terms, copy.deepcopy(supernet.cost_terms)
+    assert again == terms and all((again(X)[k] == v).all() for k, v in terms(X).items())
+
+
+def test_a_subnet_shares_no_storage_and_leaves_the_supernet_alone(supernet):
+    active = configs(supernet, 1, seed=5)[0]
+    supernet.set_active(active)
+    subnet = supernet.extract(configs(supernet, 1)[0])
+    ours = {t.untyped_storage().data_ptr() for t in supernet.state_dict().values()}
+    assert not ours & {t.untyped_storage().data_ptr() for t in subnet.state_dict().values()}
+    assert supernet.config == active
+
+
+def test_a_subnet_keeps_mode_dtype_and_config(supernet):
+    supernet.double().train()
+    config = configs(supernet, 1)[0]
+    subnet = supernet.extract(config)
+    assert all(module.training for module in subnet.modules())
+    assert all(p.dtype == torch.float64 for p in subnet.parameters())
+    assert subnet.config == config
+    assert not any(module.training for module in supernet.eval().extract(config).modules())
+
+
+def test_train_mode_is_equal_under_one_seed(supernet):
+    config = configs(supernet, 1)[0]
+    (x,) = supernet.prepare((images(supernet, 4),), config)
+    subnet = supernet.extract(config)
+    torch.manual_seed(1)
+    ours = supernet.set_active(config)(x)
+    torch.manual_seed(1)
+    assert torch.equal(ours, subnet(x))
+
+
+def test_the_largest_subnet_loads_the_supernets_state(supernet):
+    largest = supernet.extract(supernet.space.largest())
+    missing, unexpected = largest.load_state_dict(supernet.state_dict(), strict=False)
+    assert not missing and all("transforms" in key for key in unexpected)
+
+
+def test_a_subnet_cannot_be_set_to_another_config(supernet):
+    with pytest.raises(RuntimeError, match="extracted subnet"):
+        supernet.extract().set_active(supernet.space.smallest())
+
+
+def test_a_config_outside_the_space_changes_nothing(supernet):
+    before = supernet.config
+    outside = type(before)(**{**vars(before), "resolution": 33})
+    with pytest.raises(ValueError, match="resolution = 33"):
+        supernet.set_active(outside)
+    with pytest.raises(ValueError, match="resolution = 33"):
+        supernet.extract(outside)
+    assert supernet.config == before
+
+
+@pytest.mark.parametrize("restriction", [{"expand_ratio": (6,)}, {"expand_ratio": (4, 6)}, {}])
+def test_sorting_changes_no_subnet_of_the_previous_phase(supernet, restriction):
+    previous = supernet.space.restrict(**restriction)
+    supernet.eval().double()
+    drawn = previous.decode(previous.sample(8, np.random.default_rng(3)))
+    inputs = [supernet.prepare((images(supernet).double(),), config) for config in drawn]
+    with torch.no_grad():
+        before = [supernet.set_active(config)(*x) for config, x in zip(drawn, inputs)]
+        supernet.sort(previous)
+        after = [supernet.set_active(config)(*x) for config, x in zip(drawn, inputs)]
+    for a, b in zip(before, after):
+        assert (a - b).abs().max() < 1e-9 * a.abs().max()
+
+
+def test_sorting_orders_the_channels_that_the_next_phase_cuts(supernet):
+    supernet.sort(supernet.space.restrict(expand_ratio=(6,)))
+    for group in supernet.width_groups(supernet.space.restrict(expand_ratio=(6,))):
+        assert (group.importance.diff() <= 0).all()
+
+
+def test_calibration_gives_the_statistics_of_its_batches(supernet):
+    subnet = supernet.extract(supernet.space.smallest())
+    batches = [images(supernet, n) + 1 for n in (8, 8)]
+    calibrate(subnet.eval(), batches)
+    first = next(m for m in subnet.modules() if isinstance(m, nn.BatchNorm2d))
+    seen = []
+    first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            subnet(*subnet.prepare((batch,)))
+    means = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    assert torch.allclose(first.running_mean, means, atol=1e-5)
+
+
+def test_calibration_restores_modes_and_momentum(supernet):
+    subnet = supernet.extract(supernet.space.smallest()).eval()
+    calibrate(subnet, [images(supernet, 8)])
+    assert not any(module.training for module in subnet.modules())
+    assert all(m.momentum == 0.1 for m in subnet.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_calibration_refuses_a_supernet_and_no_data(supernet):
+    with pytest.raises(ValueError, match="extracted"):
+        calibrate(supernet, [images(supernet)])
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate(supernet.extract(), [])
+
+
+def test_calibration_reads_no_batch_without_batchnorm():
+    def batches():
+        raise AssertionError("read")
+        yield
+
+    calibrate(nn.Linear(2, 2), batches())

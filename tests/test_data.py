@@ -1,0 +1,103 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ofa
+from ofa.data import read_idx
+
+
+def write_folder(root, classes=("cat", "dog"), images=6, size=(20, 24)):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in classes:
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(images):
+                Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def test_parts_are_disjoint_and_the_same_for_one_seed():
+    data, again = ofa.ImageData(seed=3), ofa.ImageData(seed=3)
+    assert not set(data.train.indices) & set(data.held_out.indices)
+    assert set(data.calibration.indices) <= set(data.train.indices)
+    assert len(data.train) + len(data.held_out) == 1437 and len(data.test) == 360
+    assert (data.held_out.indices == again.held_out.indices).all()
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index():
+    data = ofa.ImageData(padding=2, flip=True)
+    state = torch.get_rng_state()
+    images = [data.train[(epoch, 5)][0] for epoch in range(8)]
+    assert torch.equal(data.train[(3, 5)][0], images[3])
+    assert any(not torch.equal(images[0], image) for image in images[1:])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_calibration_images_are_the_same_every_time():
+    data = ofa.ImageData(calibration=100, padding=2)
+    first, second = ([x for (x,) in data.calibration_batches()] for _ in range(2))
+    assert sum(map(len, first)) == 100 and all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_an_image_folder_gives_batches_of_one_size(tmp_path):
+    data = ofa.ImageData("folder", str(write_folder(tmp_path)), 4, 3, image_size=16, scale=(0.5, 1), flip=True)
+    assert data.classes == ["cat", "dog"] and data.input_spec["shape"] == [3, 16, 16]
+    assert next(iter(data.test_dataloader()))[0].shape == (4, 3, 16, 16)
+    assert data.train[(0, 1)][0].shape == (3, 16, 16)
+
+
+def test_a_grey_reading_of_colour_images(tmp_path):
+    data = ofa.ImageData(
+        "folder", str(write_folder(tmp_path)), 4, 3, image_size=16, channels=1, mean=(0.5,), std=(0.5,)
+    )
+    assert data.held_out[0][0].shape == (1, 16, 16)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"train/cat/3\.png cannot be read as an image"):
+        data = ofa.ImageData("folder", str(tmp_path), 4, 3, image_size=16)
+        [data.train[i] for i in range(len(data.train))] + [data.held_out[i] for i in range(3)]
+
+
+@pytest.mark.parametrize("classes", [(), ("cat",)])
+def test_a_folder_without_two_classes_is_refused(tmp_path, classes):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    if classes:
+        for part in ("train", "val"):
+            (tmp_path / part).rmdir()
+        write_folder(tmp_path, classes)
+    with pytest.raises(ValueError, match="class"):
+        ofa.ImageData("folder", str(tmp_path), 4, 3, image_size=16)
+
+
+def test_what_does_not_exist_is_refused(tmp_path):
+    for name, message in (
+        ("imagenet", "is not digits"),
+        ("torchvision:NoSuch", "no data set named 'NoSuch'"),
+        ("folder", "needs --data.root"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ofa.ImageData(name)
+    with pytest.raises(ValueError, match="holdout = 5000"):
+        ofa.ImageData(holdout=5000)
+
+
+def test_idx_files_are_read_plain_and_compressed_and_refused_truncated(tmp_path):
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    data = bytes([0, 0, 8, 3]) + struct.pack(">3i", 2, 3, 4) + array.tobytes()
+    (tmp_path / "a").write_bytes(data)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "c").write_bytes(data[:-5])
+    (tmp_path / "d.gz").write_bytes(gzip.compress(data)[:-9])
+    assert (read_idx(tmp_path, "a") == array).all() and (read_idx(tmp_path, "b") == array).all()
+    for name in ("c", "d"):
+        with pytest.raises(ValueError, match="cannot be read as an idx file"):
+            read_idx(tmp_path, name)

@@ -1,0 +1,64 @@
+import json
+import os
+
+import pytest
+import torch
+
+import ofa
+from supernet.export import load, save, write_atomically
+
+
+@pytest.fixture
+def supernet():
+    space = ofa.mobilenet_v3_space(resolution=(24, 32))
+    return ofa.MobileNetV3(space, num_classes=5, width_mult=0.25, in_channels=1, stem_stride=1)
+
+
+def test_a_saved_network_loads_bit_equal(supernet, tmp_path):
+    subnet = supernet.extract(supernet.space.smallest())
+    subnet.input_spec = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.2], "classes": 5}
+    for name, network in (("supernet", supernet), ("subnet", subnet)):
+        save(network, tmp_path / name, data={"class_path": "x"})
+        again = load(tmp_path / name)
+        assert again.config == network.config and again.space == network.space
+        assert again.extracted == network.extracted and again.input_spec == network.input_spec
+        state = again.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_folder_is_only_replaced_when_told(supernet, tmp_path):
+    save(supernet, tmp_path / "x")
+    with pytest.raises(FileExistsError, match="already exists"):
+        save(supernet, tmp_path / "x")
+    save(supernet, tmp_path / "x", overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
+
+
+def test_what_is_not_a_saved_network_is_refused(supernet, tmp_path):
+    with pytest.raises(ValueError, match="does not hold a saved network"):
+        load(tmp_path)
+    save(supernet, tmp_path / "x")
+    weights = tmp_path / "x" / "network.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be read as this network's weights"):
+        load(tmp_path / "x")
+    description = tmp_path / "x" / "network.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"family": "os.system"}))
+    with pytest.raises(ValueError, match="no imported family is named 'os.system'"):
+        load(tmp_path / "x")
+    description.write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path / "x")
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def full_disk(temporary):
+        temporary.write_text("ne")
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, full_disk)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
