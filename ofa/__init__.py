@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+FAMILIES = ("MobileNetV3",)  # the supernets, which saved networks name
+
 _HOMES = {
     "MobileNetV3": "ofa.mobilenet_v3",
     "MobileNetV3Config": "ofa.mobilenet_v3",

@@ -22,8 +22,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     `terms` is a frozen, picklable function of X; without it, X itself is the terms. The model minimises Huber's loss of
     the *relative* error, which the slow spells of a busy machine do not drag along, plus a ridge penalty, since terms
     are collinear: its strength is the one of `alphas` with the least cross-validated mean absolute relative error.
-    Fifty measurements suffice (HAT's own data: `../shared/facts/hat_measured.md`). Latencies that are not positive
-    raise ValueError.
+    Latencies that are not positive raise ValueError.
     """
 
     def __init__(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import ofa  # noqa: F401  (its families can then be named in recipes)
 from supernet.export import save
-from supernet.training import AtomicCheckpointIO, SubnetValidation, SupernetTask
+from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
 
 
 class SupernetCLI(LightningCLI):
@@ -24,7 +24,7 @@ class SupernetCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={"max_epochs": -1},
+            trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
             auto_configure_optimizers=False,
             args=args,
         )
@@ -46,17 +46,9 @@ class SupernetCLI(LightningCLI):
             kwargs["logger"] = [CSVLogger(run, name="logs")]
             if find_spec("tensorboard"):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
-        self.trainer_defaults["callbacks"] = [RichProgressBar(), *self._checkpoints(run, every)]
+        self.trainer_defaults["callbacks"] = [RichProgressBar(), LastCheckpoint(run / "checkpoints", every)]
         self.trainer_defaults["plugins"] = [AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
-
-    def _checkpoints(self, run: Path, every: int) -> list[ModelCheckpoint]:
-        """One file, checkpoints/last.ckpt, renewed after every epoch and every `every` steps."""
-        options = dict(dirpath=run / "checkpoints", filename="last", enable_version_counter=False)
-        after_epochs = ModelCheckpoint(**options, save_on_train_epoch_end=True)
-        if not every:
-            return [after_epochs]
-        return [after_epochs, ModelCheckpoint(**options, every_n_train_steps=every, save_on_train_epoch_end=False)]
 
     # ---- fit
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,12 +41,8 @@ def describe(network: Supernet) -> dict[str, Any]:
 
 
 def build(description: dict[str, Any]) -> Supernet:
-    """A network of fresh weights from its description; a family is found among the imported Supernet classes."""
-    families = {cls.__name__: cls for cls in Supernet.__subclasses__()}
-    name = description["family"]
-    if name not in families:
-        raise ValueError(f"no imported family is named {name!r} (known: {sorted(families)}): import its package first")
-    family = families[name]
+    """A network of fresh weights from its description."""
+    family = find_family(description["family"])
     space = SearchSpace.from_dict(family.config_class, description["space"])
     network = family(space, **description["arguments"])
     if description["config"] is not None:
@@ -54,21 +51,35 @@ def build(description: dict[str, Any]) -> Supernet:
     return network
 
 
+def find_family(name: str) -> type[Supernet]:
+    """The imported Supernet class of that name, or the one that an imported package lists in its FAMILIES.
+
+    A file names a family, never a module to import. ValueError if there is none.
+    """
+    for package in tuple(sys.modules.values()):
+        if name in getattr(package, "__dict__", {}).get("FAMILIES", ()):
+            return getattr(package, name)
+    families = {cls.__name__: cls for cls in Supernet.__subclasses__()}
+    if name not in families:
+        raise ValueError(f"no imported family is named {name!r} (known: {sorted(families)}): import its package first")
+    return families[name]
+
+
 def save(network: Supernet, folder: str | Path, data: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
     """Write a supernet or a subnet as a folder of JSON and safetensors; all of it or, on an error, none.
 
     `data` is kept beside it: how the data it was trained on are made again.
     """
     folder = Path(folder)
-
-    def write(temporary: Path) -> None:
-        description = describe(network) | {"data": data}
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-        state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        save_file(state, temporary / WEIGHTS)
-
-    write_folder(folder, write, overwrite)
+    write_folder(folder, lambda temporary: write_network(network, temporary, data), overwrite)
     return folder
+
+
+def write_network(network: Supernet, folder: Path, data: dict[str, Any] | None) -> None:
+    """Write the two files of a saved network into a folder that is there."""
+    (folder / DESCRIPTION).write_text(json.dumps(describe(network) | {"data": data}, indent=1) + "\n")
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
 
 
 def load(folder: str | Path) -> Supernet:

@@ -519,6 +519,29 @@ def evaluate_network(network: Supernet, batches: Iterable, ignore_index: int = I
 # ----------------------------------------------------------------------------------------------- checkpoints
 
 
+class LastCheckpoint(pl.Callback):
+    """Keeps one file, FOLDER/last.ckpt, renewed after every epoch and, if `every` > 0, every that many steps."""
+
+    def __init__(self, folder: str | Path, every: int = 0) -> None:
+        self.path, self.every = Path(folder) / "last.ckpt", every
+        self.saved_step = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A batch that only accumulated leaves the step where it was.
+        if self.every and trainer.global_step % self.every == 0 and trainer.global_step != self.saved_step:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            self.saved_step = trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or absent: written beside, synced and renamed, and read with a clear error."""
 

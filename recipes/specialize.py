@@ -1,0 +1,358 @@
+"""`supernet specialize`: the network of a supernet that is most accurate within a latency budget on a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from predictors.devices import Device, Measurement
+    from supernet.model import Supernet
+
+ROUNDS = 5  # of search, export and measuring, before it is admitted that the budget cannot be met
+
+
+def specialize(
+    supernet: str,
+    device: str,
+    max_latency: float,
+    out: str,
+    data: str | None = None,
+    latency_samples: int = 60,
+    accuracy_samples: int = 100,
+    finalists: int = 8,
+    population: int = 100,
+    generations: int = 500,
+    store: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Find the most accurate network within a latency budget, with no retraining, and write it as files.
+
+    Args:
+        supernet: folder of a trained supernet.
+        device: what the latency is of: torch or onnxruntime, on this machine.
+        max_latency: the budget in ms, on the device's statistic (the median) of the exported file.
+        out: folder to write: the subnet, its ONNX file, report.json and front.png.
+        data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
+        latency_samples: networks timed to fit the latency predictor.
+        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor.
+        finalists: networks of the search that are exported, timed and evaluated before one is chosen.
+        population: of the evolutionary search.
+        generations: of the evolutionary search.
+        store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
+        seed: of sampling and search.
+        overwrite: let it replace an earlier result in `out`.
+
+    Returns:
+        the report, as in report.json
+    """
+    folder = Path(out)
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} already exists: choose another --out, or --overwrite true")
+    if max_latency <= 0:
+        raise ValueError(f"max_latency = {max_latency} ms is not positive")
+
+    import ofa  # noqa: F401  (its families can then be loaded)
+    from predictors.devices import get_device
+    from predictors.store import Store
+    from recipes import make_data
+    from supernet.export import load
+
+    network = load(supernet)
+    if network.extracted:
+        raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
+    timed_on = get_device(device)
+    path = Path(store) if store else Path(supernet).parent / "measurements.sqlite"
+    with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
+        bench = Bench(network, make_data(supernet, data), timed_on, measurements, Path(files), str(supernet))
+        return _specialize(
+            bench, max_latency, folder, latency_samples, accuracy_samples, finalists, population, generations, seed
+        )
+
+
+def _specialize(
+    bench: Bench,
+    budget: float,
+    folder: Path,
+    latency_samples: int,
+    accuracy_samples: int,
+    finalists: int,
+    population: int,
+    generations: int,
+    seed: int,
+) -> dict[str, Any]:
+    from predictors.accuracy import AccuracyPredictor
+    from sklearn.base import clone
+    from sklearn.model_selection import KFold, cross_val_predict
+    from supernet.search import evolutionary_search
+
+    from predictors.latency import LatencyPredictor, quality
+
+    space, rng = bench.supernet.space, np.random.default_rng(seed)
+    ends = space.encode([space.smallest(), space.largest()])
+    X = np.concatenate([ends, space.sample(latency_samples - 2, rng)])
+    latencies = bench.latencies(X, "timing samples")
+    latency = LatencyPredictor(terms=bench.supernet.cost_terms)
+    folds = KFold(5, shuffle=True, random_state=seed)
+    report: dict[str, Any] = {
+        "budget_ms": budget,
+        "device": dataclasses.asdict(bench.device) | bench.device.fingerprint(),
+        "latency_predictor": quality(latencies, cross_val_predict(clone(latency), X, latencies, cv=folds)),
+        "smallest_ms": latencies[0],
+        "largest_ms": latencies[1],
+    }
+    latency.fit(X, latencies)
+    cheapest = min(latencies.min(), latency.predict(X).min())
+    if budget < cheapest:
+        raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
+
+    A = np.concatenate([ends, space.sample(accuracy_samples - 2, rng)])
+    accuracies = bench.accuracies(A, "evaluating samples")
+    accuracy = AccuracyPredictor()
+    report["accuracy_predictor"] = quality(accuracies, cross_val_predict(clone(accuracy), A, accuracies, cv=folds))
+    accuracy.fit(A, accuracies)
+
+    finals: list[dict[str, Any]] = []
+    for _ in range(ROUNDS):
+        result = evolutionary_search(
+            space,
+            accuracy.predict,
+            [(latency.predict, budget)],
+            population=population,
+            generations=generations,
+            seed=seed,
+        )
+        known = {final["row"] for final in finals}
+        chosen = [row for row in result.X if tuple(row) not in known][:finalists]
+        # A sampled network that was good in fact competes with those that are good in prediction.
+        fits = A[latency.predict(A) <= budget]
+        if len(fits):
+            best = fits[np.argsort(-bench.accuracies(fits, "evaluating samples"), kind="stable")]
+            chosen += [row for row in best if tuple(row) not in known][: finalists // 2]
+        if not chosen:
+            break
+        C = np.unique(np.stack(chosen), axis=0)
+        timed = bench.final_latencies(C, "timing finalists")
+        evaluated = bench.accuracies(C, "evaluating finalists")
+        for row, config, ms, right, guess, hope in zip(
+            C, space.decode(C), timed, evaluated, latency.predict(C), accuracy.predict(C)
+        ):
+            finals.append(
+                {
+                    "row": tuple(row),
+                    "config": config,
+                    "latency_ms": ms,
+                    "accuracy": right,
+                    "predicted_latency_ms": guess,
+                    "predicted_accuracy": hope,
+                }
+            )
+        winner = _confirmed(bench, finals, budget)
+        if winner is not None:
+            break
+        # The predictor erred where the search used it: what was measured there corrects it.
+        X, latencies = np.concatenate([X, C]), np.concatenate([latencies, timed])
+        A, accuracies = np.concatenate([A, C]), np.concatenate([accuracies, evaluated])
+        latency.fit(X, latencies)
+        accuracy.fit(A, accuracies)
+    else:
+        winner = None
+    if winner is None:
+        fastest = min(final["latency_ms"] for final in finals)
+        raise ValueError(
+            f"no exported network met {budget} ms in {ROUNDS} rounds: the fastest took {fastest:.3f} ms,"
+            f" {fastest - budget:.3f} ms too much"
+        )
+
+    report["config"] = dataclasses.asdict(winner["config"])
+    report |= {k: v for k, v in winner.items() if k not in ("row", "config")}
+    report["finalists"] = [{k: v for k, v in final.items() if k not in ("row", "config")} for final in finals]
+    costs = bench.supernet.costs(space.encode([winner["config"]]))
+    report |= {unit: int(values[0]) for unit, values in costs.items()}
+    report["samples"] = [
+        {"latency_ms": ms, "accuracy": right} for ms, right in zip(latency.predict(A).tolist(), accuracies.tolist())
+    ]
+    bench.write(folder, winner["config"], report)
+    print(
+        f"budget {budget:.3f} ms; predicted {winner['predicted_latency_ms']:.3f} ms, measured"
+        f" {winner['confirmed_ms']:.3f} ms; held-out accuracy {winner['accuracy']:.4f}; written to {folder}"
+    )
+    return report
+
+
+def _confirmed(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
+    """The most accurate finalist that meets the budget in two independent measurements of its file."""
+    for final in sorted(finals, key=lambda final: (-final["accuracy"], final["latency_ms"])):
+        if final["latency_ms"] > budget:
+            continue
+        if "confirmed_ms" not in final:
+            final["confirmed_ms"] = float(bench.time_final([final["config"]], "confirming", again=True)[0])
+        if final["confirmed_ms"] <= budget:
+            return final
+    return None
+
+
+class Bench:
+    """A supernet, its data, a device and the store: what is measured once is never measured again."""
+
+    def __init__(self, supernet: Supernet, data: Any, device: Device, store: Any, files: Path, folder: str) -> None:
+        from predictors.store import digest
+
+        self.supernet, self.data, self.device, self.store = supernet, data, device, store
+        self.files, self.folder = files, folder
+        self.weights_id = weights_digest(supernet)
+        parts = {"held_out": data.held_out.indices.tolist(), "calibration": data.calibration.indices.tolist()}
+        self.data_id = digest(parts | {"input": data.input_spec})
+
+    # ---- latency
+
+    def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
+        """Latencies (n,) in ms of the rows of X, from files of the faster exporter, drift divided out."""
+        from predictors.devices import latencies
+
+        configs = self.supernet.space.decode(X)
+        self._time([c for c in configs if not self._records(c, "search")], "search", what)
+        return latencies([self._records(c, "search")[-1] for c in configs], self.device.statistic)
+
+    def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
+        """The statistic (n,) in ms of the rows of X as the files that ship."""
+        return self.time_final(self.supernet.space.decode(X), what)
+
+    def time_final(self, configs: Sequence[Any], what: str, again: bool = False) -> np.ndarray:
+        """The statistic (n,) of configs as the files that ship; measured anew where `again` asks."""
+        self._time([c for c in configs if again or not self._records(c, "final")], "final", what)
+        return np.array([getattr(self._records(c, "final")[-1], self.device.statistic) for c in configs])
+
+    def _key(self, config: Any, exporter: str) -> tuple[str, str]:
+        from predictors.store import network_id
+
+        arguments = {k: v for k, v in self.supernet.arguments.items() if k != "dropout"}
+        name = network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
+        return name, self.device.id
+
+    def _records(self, config: Any, exporter: str) -> list[Measurement]:
+        from predictors.devices import Measurement
+
+        key = self._key(config, exporter)
+        return [Measurement.from_dict(record) for record in self.store.get("latency", [key]).get(key, [])]
+
+    def _time(self, configs: Sequence[Any], exporter: str, what: str) -> None:
+        from predictors.devices import measure
+
+        if not configs:
+            return
+        keys = {self._key(config, exporter)[0]: config for config in configs}
+        sources = ((key, self._source(config, exporter)) for key, config in keys.items())
+        reference = ("smallest", self._source(self.supernet.space.smallest(), "search"))
+        for key, measurement in progress(measure(self.device, sources, reference), len(keys), what):
+            self.store.add("latency", (key, self.device.id), measurement.to_dict())
+
+    def _source(self, config: Any, exporter: str) -> Callable[[], Any]:
+        def make() -> Any:
+            subnet = self.supernet.extract(config).eval()
+            inputs = subnet.example_inputs(self.device.batch)
+            if self.device.runtime == "torch":
+                return subnet, inputs
+            return self.onnx(config, subnet, inputs, fast=exporter == "search")
+
+        return make
+
+    def onnx(self, config: Any, subnet: Any, inputs: Any, fast: bool) -> Path:
+        from supernet.export import to_onnx
+
+        path = self.files / f"{self._key(config, 'search' if fast else 'final')[0]}.onnx"
+        return path if path.is_file() else to_onnx(subnet, path, inputs, fast=fast)
+
+    # ---- accuracy
+
+    def accuracies(self, X: np.ndarray, what: str) -> np.ndarray:
+        """Accuracies (n,) of the rows of X on the held-out part, BatchNorm recalibrated."""
+        from supernet.training import evaluate_network
+
+        configs = self.supernet.space.decode(X)
+        keys = [(self._key(config, "")[0], self.weights_id, self.data_id) for config in configs]
+        todo = {key: config for key, config in zip(keys, configs) if key in set(self.store.missing("accuracy", keys))}
+        for key, config in progress(iter(todo.items()), len(todo), what):
+            figures = evaluate_network(self.calibrated(config), self.data.val_dataloader())
+            self.store.add("accuracy", key, figures)
+        records = self.store.get("accuracy", keys)
+        return np.array([records[key][-1]["accuracy"] for key in keys])
+
+    def calibrated(self, config: Any) -> Supernet:
+        from supernet.model import calibrate
+
+        return calibrate(self.supernet.extract(config).eval(), self.data.calibration_batches())
+
+    # ---- result
+
+    def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
+        """The winner's files, all or none: the saved subnet, its ONNX file, report.json and front.png."""
+        from supernet.export import read_description, to_onnx, write_folder, write_network
+
+        subnet = self.calibrated(config)
+
+        def write(temporary: Path) -> None:
+            write_network(subnet, temporary, read_description(self.folder).get("data"))
+            to_onnx(subnet, temporary / "subnet.onnx", subnet.example_inputs())
+            (temporary / "report.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
+            draw_front(report, temporary / "front.png")
+
+        write_folder(folder, write, overwrite=True)
+
+
+def weights_digest(network: Any) -> str:
+    """sha256 of a network's state."""
+    import hashlib
+
+    state = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        state.update(name.encode())
+        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+    """The items, with a progress bar."""
+    from rich.progress import track
+
+    yield from track(items, description=what, total=total) if total else ()
+
+
+def draw_front(report: dict[str, Any], path: Path) -> None:
+    """Accuracy against latency: samples, finalists as predicted and as measured, the winner, the budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel=f"latency on {report['device']['name']} (ms)", ylabel="held-out accuracy")
+    samples, finals = report["samples"], report["finalists"]
+    axes.scatter(
+        [s["latency_ms"] for s in samples], [s["accuracy"] for s in samples], s=14, c="0.7", label="random samples"
+    )
+    for final in finals:
+        axes.plot(
+            [final["predicted_latency_ms"], final["latency_ms"]],
+            [final["predicted_accuracy"], final["accuracy"]],
+            c="0.8",
+            lw=0.8,
+            zorder=1,
+        )
+    axes.scatter(
+        [f["predicted_latency_ms"] for f in finals],
+        [f["predicted_accuracy"] for f in finals],
+        s=22,
+        facecolors="none",
+        edgecolors="tab:blue",
+        label="finalists, predicted",
+    )
+    axes.scatter([f["latency_ms"] for f in finals], [f["accuracy"] for f in finals], s=22, label="finalists, measured")
+    axes.scatter([report["confirmed_ms"]], [report["accuracy"]], s=90, marker="*", c="tab:red", label="chosen")
+    axes.axvline(report["budget_ms"], c="tab:red", lw=1, ls="--", label="budget")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
