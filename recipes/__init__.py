@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recipes.specialize import specialize
+
+__all__ = ["evaluate", "export", "make_data", "specialize"]
+
 FORMATS = ("onnx", "timm")
 
 

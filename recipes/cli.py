@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test", "predict")
-VERBS = ("export", "evaluate")
+VERBS = ("specialize", "export", "evaluate")
 RECIPES = Path(__file__).parent
 
 

@@ -1,0 +1,58 @@
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from ofa.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
+from predictors.accuracy import AccuracyPredictor
+from predictors.latency import LatencyPredictor, fit_relative_huber, quality
+
+SUPERNET = MobileNetV3(mobilenet_v3_space(resolution=(32, 48)), num_classes=10, width_mult=0.35)
+X = SUPERNET.space.sample(120, np.random.default_rng(0))
+
+
+def latency(X):
+    terms = SUPERNET.cost_terms(X)
+    return 0.2 + terms["macs.pointwise"] / 1e7 + terms["macs.depthwise_7"] / 2e6 + 0.02 * terms["layers.blocks"]
+
+
+@parametrize_with_checks([AccuracyPredictor()])
+def test_estimators_are_scikit_learns(estimator, check):
+    check(estimator)
+
+
+def test_a_linear_latency_is_learnt_from_fifty_rows():
+    model = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[:50], latency(X[:50]))
+    assert quality(latency(X[50:]), model.predict(X[50:]))["mape"] < 1
+
+
+def test_slow_spells_do_not_drag_it_along():
+    y = latency(X)
+    y[:60:6] *= 1.5
+    model = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[:60], y[:60])
+    assert quality(y[60:], model.predict(X[60:]))["mape"] < 2.5
+
+
+def test_it_survives_cloning_and_pickling_without_weights():
+    model = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, latency(X))
+    data = pickle.dumps(clone(model).fit(X, latency(X)))
+    assert len(data) < 20_000 and (pickle.loads(data).predict(X) == model.predict(X)).all()
+
+
+def test_a_latency_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="positive"):
+        LatencyPredictor().fit(X, np.zeros(len(X)))
+
+
+def test_exactly_collinear_terms_are_no_trouble():
+    terms = np.random.default_rng(0).random((40, 3))
+    intercept, coef = fit_relative_huber(np.hstack([terms, terms]), 1 + terms.sum(axis=1), 1e-4)
+    assert np.allclose(intercept + np.hstack([terms, terms]) @ coef, 1 + terms.sum(axis=1), rtol=1e-2)
+
+
+def test_accuracy_that_grows_with_size_is_ranked():
+    y = 0.9 + 0.05 * X.sum(axis=1) / X.sum(axis=1).max() + 0.001 * np.random.default_rng(1).normal(size=len(X))
+    model = AccuracyPredictor().fit(X[:80], y[:80])
+    assert quality(y[80:], model.predict(X[80:]))["tau"] > 0.7
