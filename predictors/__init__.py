@@ -1,15 +1,20 @@
-"""Predictors of latency and accuracy, the devices that latency is measured on, and the store of measurements."""
+"""Predictors of latency and accuracy, and the measurements that they are fitted on."""
 
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
     "AccuracyPredictor": "predictors.accuracy",
-    "LatencyPredictor": "predictors.latency",
+    "DEVICES": "predictors.devices",
     "Device": "predictors.devices",
-    "get_device": "predictors.devices",
-    "measure": "predictors.devices",
+    "LatencyPredictor": "predictors.latency",
+    "Measurement": "predictors.devices",
     "Store": "predictors.store",
+    "get_device": "predictors.devices",
+    "latencies": "predictors.devices",
+    "measure": "predictors.devices",
+    "network_id": "predictors.store",
+    "quality": "predictors.latency",
 }
 
 

@@ -1,0 +1,209 @@
+import dataclasses
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from predictors import devices
+from predictors.devices import DEVICES, Device, Measurement, get_device, latencies, measure
+
+SMALL = {"warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}
+TORCH = dataclasses.replace(DEVICES["torch"], **SMALL)
+ONNX = dataclasses.replace(DEVICES["onnxruntime"], **SMALL)
+
+
+def network(width=4):
+    return nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, 2)).eval()
+
+
+def source(width=4):
+    return network(width), (torch.zeros(1, 1, 8, 8),)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    from onnx import TensorProto, helper, save
+
+    node = helper.make_node("MatMul", ["x", "x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 8]) for name in "xy")
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path = tmp_path_factory.mktemp("onnx") / "network.onnx"
+    save(model, path)
+    return path
+
+
+# ---- descriptions
+
+
+def test_an_unknown_device_is_told_what_there_is():
+    with pytest.raises(ValueError, match="'toaster'; there are onnxruntime, torch"):
+        get_device("toaster")
+
+
+def test_a_missing_runtime_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(devices.RUNTIMES, "no-such-runtime", devices.load_torch)
+    monkeypatch.setitem(DEVICES, "odd", Device("odd", "no-such-runtime"))
+    with pytest.raises(ImportError, match="pip install no-such-runtime"):
+        get_device("odd")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("runtime", "tensorrt"),
+        ("precision", "int8"),
+        ("protocol", "cold"),
+        ("statistic", "mean"),
+        ("threads", 0),
+        ("rounds", 2),
+        ("runs", 1),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(TORCH, **{field: value})
+
+
+def test_the_id_changes_with_what_changes_the_number():
+    assert dataclasses.replace(TORCH, name="mine", statistic="p10").id == TORCH.id
+    others = [dataclasses.replace(TORCH, **change) for change in ({"threads": 2}, {"warmup": 2}, {"affinity": (0,)})]
+    assert len({device.id for device in (TORCH, ONNX, *others)}) == 5
+
+
+def test_a_cpu_that_this_process_may_not_use_is_an_error():
+    with pytest.raises(ValueError, match="9999"):
+        next(measure(dataclasses.replace(TORCH, affinity=(9999,)), {"a": source()}))
+
+
+# ---- loading
+
+
+def test_torch_runs_a_copy_and_leaves_the_module_alone():
+    module, inputs = source(8)
+    before = module[0].weight.stride()
+    run = TORCH.load((module, inputs))
+    assert torch.equal(run(), module(*inputs)) and run().is_inference()
+    assert module[0].weight.stride() == before
+
+
+def test_onnxruntime_runs_the_file_on_the_same_inputs_each_time(onnx_file):
+    assert np.array_equal(ONNX.load(onnx_file)()[0], ONNX.load(str(onnx_file))()[0])
+
+
+@pytest.mark.parametrize(
+    "bad, error, match",
+    [
+        ((network().train(), (torch.zeros(1, 1, 8, 8),)), ValueError, "train mode"),
+        ((network(), (torch.zeros(2, 1, 8, 8),)), ValueError, "batch 1"),
+        ((network().double(), (torch.zeros(1, 1, 8, 8).double(),)), ValueError, "float64"),
+        (network(), TypeError, "module, inputs"),
+        ("network.pt", TypeError, "network.pt"),
+    ],
+)
+def test_what_torch_cannot_time_as_asked_is_refused(bad, error, match):
+    with pytest.raises(error, match=match):
+        TORCH.load(bad)
+
+
+def test_what_onnxruntime_cannot_time_as_asked_is_refused(onnx_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.onnx"):
+        ONNX.load(tmp_path / "absent.onnx")
+    with pytest.raises(ValueError, match="batch 2"):
+        dataclasses.replace(ONNX, batch=2).load(onnx_file)
+
+
+# ---- measuring
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnxruntime"])
+def test_every_network_gets_all_its_rounds(kind, onnx_file):
+    device, one = (TORCH, source()) if kind == "torch" else (ONNX, onnx_file)
+    results = dict(measure(device, {f"n{i}": one for i in range(7)}, ("reference", one), group=2))
+    assert list(results) == [f"n{i}" for i in range(7)]
+    for m in results.values():
+        assert np.shape(m.times) == (4, 5) and np.shape(m.reference_times) == (4, 10)
+        assert 0 < m.p10 <= m.median <= m.p90 and m.noise >= 0
+        assert m.device["version"] and m.device["cpu"] and m.device["cpus"] == list(device.cpus())
+
+
+def test_networks_are_loaded_lazily_and_yielded_early():
+    made = []
+
+    def maker(i):
+        return f"n{i}", lambda: made.append(i) or source()
+
+    sweep = measure(TORCH, map(maker, range(100)), group=1)
+    next(sweep)
+    assert len(made) == TORCH.rounds
+    sweep.close()
+
+
+def test_a_network_that_fails_is_named_and_those_before_it_are_not_lost():
+    networks = [(f"n{i}", source()) for i in range(6)] + [("broken", (network(), (torch.zeros(1, 3, 8, 8),)))]
+    done = []
+    with pytest.raises(RuntimeError) as caught:
+        for key, _ in measure(TORCH, networks, group=1):
+            done.append(key)
+    assert "broken" in caught.value.__notes__[0] and done == ["n0", "n1", "n2"]
+
+
+def test_inference_is_pinned_and_the_caller_is_not():
+    before, seen = os.sched_getaffinity(0), []
+
+    def spy(x):
+        pool_thread = ThreadPoolExecutor(1).submit(os.sched_getaffinity, 0).result()
+        seen.append((os.sched_getaffinity(0), pool_thread, threading.current_thread(), torch.get_num_threads()))
+        return x
+
+    device = dataclasses.replace(TORCH, affinity=(max(before),))
+    for _ in measure(device, {"spy": (spy, (torch.zeros(1, 2),))}):
+        assert os.sched_getaffinity(0) == before
+    for own, inherited, thread, threads in seen:
+        assert own == inherited == {max(before)}
+        assert thread is not threading.main_thread() and threads == 1
+
+
+def test_torchs_thread_count_is_put_back():
+    def counts():
+        with ThreadPoolExecutor(1) as pool:
+            return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+    torch.set_num_threads(2)
+    before = counts()
+    for _ in measure(TORCH, {"a": source()}):
+        assert counts() == before
+    assert counts() == before
+
+
+def made_up(slow, ms=2.0, reference="r"):
+    """A measurement of a network of `ms` on a machine that is `slow` times as slow as usual."""
+    times, reference_times = ((slow * ms,) * 8,) * 4, ((slow * 1.0,) * 16,) * 4
+    return Measurement(times, reference, reference_times if reference else (), "now", {})
+
+
+def test_drift_is_divided_out():
+    measurements = [made_up(1.0), made_up(1.3), made_up(1.0, ms=3.0), *[made_up(1.0)] * 7]
+    assert np.allclose(latencies(measurements, "median")[:3], [2.0, 2.0, 3.0])
+
+
+def test_without_a_reference_times_stay_as_they_are():
+    assert latencies([made_up(1.3, reference="")], "p10") == pytest.approx([2.6])
+
+
+def test_noise_is_the_difference_between_halves():
+    assert made_up(1.0).noise == 0
+    times = ((1.0,) * 8,) * 2 + ((1.5,) * 8,) * 2
+    assert Measurement(times, "", (), "now", {}).noise == pytest.approx(0.4)
+
+
+def test_a_measurement_survives_json():
+    ((_, m),) = measure(TORCH, {"a": source()}, ("reference", source()))
+    assert Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) == dataclasses.replace(
+        m, device=json.loads(json.dumps(m.device))
+    )

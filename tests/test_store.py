@@ -1,0 +1,142 @@
+import dataclasses
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from predictors.store import Store, digest, network_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    depth: tuple
+    resolution: float
+
+
+def test_records_of_a_key_come_back_in_order(tmp_path):
+    with Store(tmp_path / "store") as store:
+        for i in range(3):
+            store.add("latency", ("network", "device"), {"i": i, "times": [[0.5, 1.25]]})
+        store.add("latency", ("other", "device"), {"i": 3})
+    with Store(tmp_path / "store") as store:
+        found = store.get("latency", [("network", "device"), ("network", "elsewhere")])
+    assert found == {("network", "device"): [{"i": i, "times": [[0.5, 1.25]]} for i in range(3)]}
+
+
+def test_missing_are_the_keys_without_a_record(tmp_path):
+    with Store(tmp_path / "store") as store:
+        keys = [(f"network{i}", "weights", "data") for i in range(1000)]
+        for key in keys[::100]:
+            store.add("accuracy", key, {"value": 0.9})
+        assert store.missing("accuracy", keys + keys) == [key for i, key in enumerate(keys) if i % 100]
+        assert store.missing("accuracy", []) == []
+
+
+def test_accuracy_does_not_leak_between_weights_or_data(tmp_path):
+    with Store(tmp_path / "store") as store:
+        store.add("accuracy", ("network", "weights", "data"), {"value": 0.9})
+        assert len(store.missing("accuracy", [("network", "others", "data"), ("network", "weights", "others")])) == 2
+
+
+def test_a_key_of_the_wrong_length_or_a_nan_is_refused(tmp_path):
+    with Store(tmp_path / "store") as store:
+        with pytest.raises(ValueError, match="network_id"):
+            store.add("latency", ("network",), {})
+        with pytest.raises(ValueError, match="JSON"):
+            store.add("latency", ("network", "device"), {"value": float("nan")})
+        assert store.missing("latency", [("network", "device")]) == [("network", "device")]
+
+
+WRITE = """
+import sys
+from predictors.store import Store
+with Store(sys.argv[1]) as store:
+    for i in range(int(sys.argv[3])):
+        store.add("latency", (f"{sys.argv[2]}-{i}", "device"), {"i": i})
+        print(i, flush=True)
+"""
+
+
+def writer(path, name, n):
+    command = [sys.executable, "-c", WRITE, str(path), name, str(n)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+
+
+def test_several_processes_may_make_and_write_one_store(tmp_path):
+    writers = [writer(tmp_path / "store", f"w{k}", 20) for k in range(4)]
+    assert [w.communicate() and w.returncode for w in writers] == [0] * 4
+    with Store(tmp_path / "store") as store:
+        assert len(store.get("latency", [(f"w{k}-{i}", "device") for k in range(4) for i in range(20)])) == 80
+
+
+def test_what_add_returned_from_survives_kill_9(tmp_path):
+    process = writer(tmp_path / "store", "w", 1_000_000)
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    last = int(process.communicate()[0].split()[-1])
+    with Store(tmp_path / "store") as store:
+        assert store.missing("latency", [(f"w-{i}", "device") for i in range(last + 1)]) == []
+
+
+def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database\n" * 100)
+    with pytest.raises(ValueError, match="notes.txt"):
+        Store(path)
+    assert path.read_text() == "not a database\n" * 100
+
+
+def test_another_database_is_named_and_left_alone(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE latency (network_id, device_id, record)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="other.sqlite .* not a store"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_store_is_an_error_at_opening(tmp_path):
+    path = tmp_path / "store"
+    with Store(path) as store:
+        for i in range(100):
+            store.add("latency", (f"network{i}", "device"), {"padding": "x" * 500})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 8000] = bytes(8000)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="store is damaged"):
+        Store(path)
+
+
+def test_another_version_is_an_error(tmp_path):
+    with Store(tmp_path / "store"):
+        pass
+    with sqlite3.connect(tmp_path / "store") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(ValueError, match="store is a store of version 99"):
+        Store(tmp_path / "store")
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        Store(tmp_path / "nowhere" / "store")
+
+
+def test_a_network_is_identified_by_what_shapes_it():
+    one = network_id("mobilenet_v3", {"width_mult": 1.0, "num_classes": 10}, Config((2, 3), 32))
+    assert one == network_id("mobilenet_v3", {"num_classes": 10, "width_mult": 1}, Config([2, 3], 32.0))
+    assert one != network_id("mobilenet_v3", {"width_mult": 1.2, "num_classes": 10}, Config((2, 3), 32))
+    assert one != network_id("mobilenet_v3", {"width_mult": 1, "num_classes": 10}, Config((2, 3), 48))
+    assert one != network_id("proxyless", {"width_mult": 1, "num_classes": 10}, Config((2, 3), 32))
+
+
+def test_a_digest_is_canonical():
+    assert digest({"a": [1.0, "x"], "b": None}) == digest({"b": None, "a": (1, "x")})
+    assert digest(["1"]) != digest([1])
