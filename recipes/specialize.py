@@ -88,12 +88,12 @@ def _specialize(
     generations: int,
     seed: int,
 ) -> dict[str, Any]:
-    from predictors.accuracy import AccuracyPredictor
     from sklearn.base import clone
     from sklearn.model_selection import KFold, cross_val_predict
-    from supernet.search import evolutionary_search
 
+    from predictors.accuracy import AccuracyPredictor
     from predictors.latency import LatencyPredictor, quality
+    from supernet.search import evolutionary_search
 
     space, rng = bench.supernet.space, np.random.default_rng(seed)
     ends = space.encode([space.smallest(), space.largest()])
