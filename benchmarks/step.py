@@ -124,7 +124,10 @@ def main() -> None:
             theirs.append(seconds)
             drift = max(abs(a - b) / abs(b) for a, b in zip(found, losses))
             worst = max(worst, drift)
-            print(f"step {step}: ours {ours[-1]:.2f} s, original {seconds:.2f} s, losses differ by {drift:.1e}", flush=True)
+            print(
+                f"step {step}: ours {ours[-1]:.2f} s, original {seconds:.2f} s, losses differ by {drift:.1e}",
+                flush=True,
+            )
         child.stdin.close()
         child.wait()
     ratio = median(b / a for a, b in zip(ours[2:], theirs[2:]))

@@ -49,27 +49,31 @@ class ElasticDepthwiseConv2d(Elastic, nn.Conv2d):
         self.transforms = nn.ParameterDict(
             {f"{large}to{small}": torch.eye(small**2) for small, large in zip(self.kernel_sizes, self.kernel_sizes[1:])}
         )
+        for small, large in zip(self.kernel_sizes, self.kernel_sizes[1:]):
+            self.register_buffer(f"centre_{large}to{small}", centre_matrix(large, small), persistent=False)
         self.set_active(channels, largest)
 
     def set_active(self, channels: int, kernel_size: int) -> None:
         if kernel_size not in self.kernel_sizes:
             raise ValueError(f"{type(self).__name__}: kernel_size = {kernel_size} is not one of {self.kernel_sizes}")
-        self.active_channels = check_active(self, "channels", channels, self.out_channels)
-        self.active_kernel_size = kernel_size
+        self.activate(
+            active_channels=check_active(self, "channels", channels, self.out_channels), active_kernel_size=kernel_size
+        )
 
     def active_weight(self) -> Tensor:
         weight = leading(self.weight, self.active_channels)
         if self.active_kernel_size == self.kernel_sizes[-1]:
             return weight
-        # The matrices are multiplied first: they are small, and the kernels of all channels then see one product.
-        first = self.kernel_sizes[-2]
-        product, size = self.transforms[f"{self.kernel_sizes[-1]}to{first}"], first
-        while size != self.active_kernel_size:
-            smaller = self.kernel_sizes[self.kernel_sizes.index(size) - 1]
-            rows = centre(product.view(size, size, -1), smaller, dims=(0, 1)).reshape(smaller**2, -1)
-            product, size = self.transforms[f"{size}to{smaller}"] @ rows, smaller
-        cropped = centre(weight, first, dims=(2, 3)).reshape(self.active_channels, first**2)
-        return F.linear(cropped, product).view(self.active_channels, 1, size, size)
+        # The matrices are multiplied first: they are small, and all channels see one product. To take a centre is a
+        # product as well, with rows of 0 and 1: one operation, where slicing needs several, forward and backward.
+        product = None
+        for large, small in reversed(list(zip(self.kernel_sizes[1:], self.kernel_sizes))):
+            centre = getattr(self, f"centre_{large}to{small}")
+            product = self.transforms[f"{large}to{small}"] @ (centre if product is None else centre @ product)
+            if small == self.active_kernel_size:
+                break
+        kernels = F.linear(weight.view(self.active_channels, -1), product)
+        return kernels.view(self.active_channels, 1, small, small)
 
     def forward(self, x: Tensor) -> Tensor:
         return depthwise_conv2d(x, self.active_weight(), self.stride[0])
@@ -94,26 +98,24 @@ class ElasticDepthwiseConv2d(Elastic, nn.Conv2d):
         self.weight.copy_(self.weight[order])
 
 
-def centre(tensor: Tensor, size: int, dims: tuple[int, int]) -> Tensor:
-    """The central `size` x `size` of two dimensions."""
-    for dim in dims:
-        tensor = tensor.narrow(dim, (tensor.size(dim) - size) // 2, size)
-    return tensor
+def centre_matrix(large: int, small: int) -> Tensor:
+    """(small², large²): what a flattened large x large kernel is multiplied by to give its centre."""
+    edge = (large - small) // 2
+    grid = torch.arange(large**2).view(large, large)[edge : edge + small, edge : edge + small]
+    return F.one_hot(grid.flatten(), large**2).float()
 
 
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from all channels' means (B, C, H, W -> same)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
-        reduced = int(reduced_width(channels))
         self.conv_reduce = ElasticConv2d(channels, reduced, 1)
         self.act1 = nn.ReLU(inplace=True)
         self.conv_expand = ElasticConv2d(reduced, channels, 1)
         self.gate = nn.Hardsigmoid()
 
-    def set_active(self, channels: int) -> None:
-        reduced = int(reduced_width(channels))
+    def set_active(self, channels: int, reduced: int) -> None:
         self.conv_reduce.set_active(channels, reduced)
         self.conv_expand.set_active(reduced, channels)
 
@@ -141,36 +143,38 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.has_skip = stride == 1 and in_channels == out_channels
-        middle = int(middle_width(in_channels, max(expand_ratios)))
+        self.middle_widths = {ratio: int(middle_width(in_channels, ratio)) for ratio in expand_ratios}
+        middle = max(self.middle_widths.values())
         self.conv_pw = ElasticConv2d(in_channels, middle, 1, bias=False)
         self.bn1 = ElasticBatchNorm2d(middle)
         self.act1 = activation(act)
         self.conv_dw = ElasticDepthwiseConv2d(middle, kernel_sizes, stride)
         self.bn2 = ElasticBatchNorm2d(middle)
         self.act2 = activation(act)
-        self.se = SqueezeExcite(middle) if squeeze_excite else nn.Identity()
+        self.se_widths = {width: int(reduced_width(width)) for width in self.middle_widths.values()}
+        self.se = SqueezeExcite(middle, self.se_widths[middle]) if squeeze_excite else nn.Identity()
         self.conv_pwl = ElasticConv2d(middle, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
 
     def set_active(self, kernel_size: int, expand_ratio: float) -> None:
-        middle = int(middle_width(self.in_channels, expand_ratio))
+        middle = self.middle_widths[expand_ratio]
         self.conv_pw.set_active(self.in_channels, middle)
         self.bn1.set_active(middle)
         self.conv_dw.set_active(middle, kernel_size)
         self.bn2.set_active(middle)
         if isinstance(self.se, SqueezeExcite):
-            self.se.set_active(middle)
+            self.se.set_active(middle, self.se_widths[middle])
         self.conv_pwl.set_active(middle, self.out_channels)
 
     def width_groups(self, expand_ratios: Sequence[float]) -> Iterator[WidthGroup]:
-        widths = [int(w) for w in middle_width(self.in_channels, expand_ratios)]
+        widths = [self.middle_widths[ratio] for ratio in expand_ratios]
         outputs, inputs = [self.conv_pw, self.bn1, self.conv_dw, self.bn2], [self.conv_pwl]
         if isinstance(self.se, SqueezeExcite):
             outputs.append(self.se.conv_expand)
             inputs.append(self.se.conv_reduce)
         yield WidthGroup(self.conv_pwl.input_importance(), outputs, inputs, widths)
         if isinstance(self.se, SqueezeExcite):
-            hidden = [int(w) for w in reduced_width(np.array(widths))]
+            hidden = [self.se_widths[width] for width in widths]
             yield WidthGroup(
                 self.se.conv_expand.input_importance(), [self.se.conv_reduce], [self.se.conv_expand], hidden
             )

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 
 class Elastic(ABC):
-    """What an elastic layer adds to the torch layer it subclasses: `extract`, of the slice that is active."""
+    """What an elastic layer adds to the torch layer it subclasses: active sizes, and `extract` of that slice."""
+
+    def activate(self, **sizes: int) -> None:
+        """Set plain attributes. Module.__setattr__ would look each up among parameters, buffers and modules, which
+        for all the layers of a supernet takes as long as several percent of a small network's step."""
+        self.__dict__.update(sizes)
 
     @abstractmethod
     def extract(self, memo: dict[int, object]) -> nn.Module:
@@ -70,8 +75,10 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         self.set_active(in_channels, out_channels)
 
     def set_active(self, in_channels: int, out_channels: int) -> None:
-        self.active_in_channels = check_active(self, "in_channels", in_channels, self.in_channels)
-        self.active_out_channels = check_active(self, "out_channels", out_channels, self.out_channels)
+        self.activate(
+            active_in_channels=check_active(self, "in_channels", in_channels, self.in_channels),
+            active_out_channels=check_active(self, "out_channels", out_channels, self.out_channels),
+        )
 
     def active_weight(self) -> Tensor:
         return leading(self.weight, self.active_out_channels, self.active_in_channels)
@@ -126,7 +133,7 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
         self.set_active(num_features)
 
     def set_active(self, features: int) -> None:
-        self.active_features = check_active(self, "features", features, self.num_features)
+        self.activate(active_features=check_active(self, "features", features, self.num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -165,7 +172,7 @@ class ElasticSequential(Elastic, nn.Sequential):
         self.set_active(len(self))
 
     def set_active(self, depth: int) -> None:
-        self.active_depth = check_active(self, "depth", depth, len(self))
+        self.activate(active_depth=check_active(self, "depth", depth, len(self)))
 
     def active(self) -> list[nn.Module]:
         return list(self)[: self.active_depth]

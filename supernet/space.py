@@ -167,16 +167,16 @@ class SearchSpace:
 
     def config(self, **values: Nested) -> Any:
         """A config from values that may be scalars (used for all genes of the choice); the largest elsewhere."""
-        row = np.empty((1, self.width))
+        fields = {}
         for choice in self.choices:
             value = values.pop(choice.name, choice.values[-1])
-            if isinstance(value, (list, tuple)):
-                row[:, self.columns[choice.name]] = self._fill(choice, value).reshape(-1)
-            else:
-                row[:, self.columns[choice.name]] = value
+            broadcast = not isinstance(value, (list, tuple))
+            fields[choice.name] = _nest([value] * int(np.prod(choice.shape)), choice.shape) if broadcast else value
         if values:
             raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
-        return self.decode(self._zero_absent(row))[0]
+        config = self.config_class(**fields)
+        self.encode([config])
+        return config
 
     def largest(self) -> Any:
         return self.config()
@@ -190,15 +190,12 @@ class SearchSpace:
         for config in configs:
             if not isinstance(config, self.config_class):
                 raise TypeError(f"expected a {self.config_class.__name__}, got {type(config).__name__}")
-            row = np.zeros(self.width)
+            genes: list[float] = []
             for choice in self.choices:
-                value = getattr(config, choice.name)
-                if choice.gate is not None:
-                    self._check_layers(choice, value, getattr(config, choice.gate))
-                row[self.columns[choice.name]] = self._fill(choice, value).reshape(-1)
-                self._check_values(row[None], choice)
-            rows.append(row)
-        return np.stack(rows) if rows else np.empty((0, self.width))
+                depth = None if choice.gate is None else getattr(config, choice.gate)
+                _flatten(choice, getattr(config, choice.name), choice.shape, depth, choice.name, genes)
+            rows.append(genes)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), self.width)
 
     def decode(self, X: np.ndarray) -> list[Any]:
         """The configs of the rows of X (n, genes). A value outside the space raises ValueError."""
@@ -290,35 +287,23 @@ class SearchSpace:
                 raise ValueError(f"{name} = {value:g}, but that layer is beyond the active {choice.gate}")
             raise ValueError(f"{name} = {value:g} is not one of {choice.values}")
 
-    def _fill(self, choice: Choice, value: Nested) -> np.ndarray:
-        """An array of the choice's shape with `value` (nested tuples, perhaps short of layers) and 0 elsewhere."""
-        genes = np.zeros(choice.shape)
-        layer_axis = len(self[choice.gate].shape) if choice.gate is not None else None
 
-        def fill(part: np.ndarray, value: Nested, axis: int, name: str) -> None:
-            if axis == len(choice.shape):
-                if not isinstance(value, (int, float)):
-                    raise ValueError(f"{name} = {value!r} is not a number; its choices are {choice.values}")
-                part[...] = value
-                return
-            given = len(value) if isinstance(value, (list, tuple)) else None
-            if given is None or given > len(part) or (axis != layer_axis and given != len(part)):
-                raise ValueError(f"{name} = {value!r}: expected {len(part)} values, each one of {choice.values}")
-            for i, v in enumerate(value):
-                fill(part[i : i + 1] if axis + 1 == len(choice.shape) else part[i], v, axis + 1, f"{name}[{i}]")
-
-        fill(genes, value, 0, choice.name)
-        return genes
-
-    def _check_layers(self, choice: Choice, value: Nested, depth: int | tuple, name: str | None = None) -> None:
-        name = choice.name if name is None else name
-        if isinstance(depth, tuple):
-            if not isinstance(value, tuple) or len(value) != len(depth):
-                raise ValueError(f"{name} = {value!r}: expected {len(depth)} entries, one for each {choice.gate}")
-            for i, (v, d) in enumerate(zip(value, depth)):
-                self._check_layers(choice, v, d, f"{name}[{i}]")
-        elif not isinstance(value, tuple) or len(value) != depth:
-            raise ValueError(f"{name} = {value!r}: expected {depth} layers, as {choice.gate} says")
+def _flatten(
+    choice: Choice, value: Nested, shape: tuple[int, ...], depth: int | tuple | None, name: str, genes: list[float]
+) -> None:
+    """Append the genes of a choice's value, 0 for absent layers. `depth` counts the layers of gated choices."""
+    if not shape:
+        if not isinstance(value, (int, float)) or value not in choice.values:
+            raise ValueError(f"{name} = {value!r} is not one of {choice.values}")
+        genes.append(value)
+        return
+    expected = depth if isinstance(depth, int) else shape[0]
+    if not isinstance(value, tuple) or len(value) != expected:
+        what = f"{expected} layers, as {choice.gate} says" if isinstance(depth, int) else f"{expected} entries"
+        raise ValueError(f"{name} = {value!r}: expected {what}; each is one of {choice.values}")
+    for i, v in enumerate(value):
+        _flatten(choice, v, shape[1:], depth[i] if isinstance(depth, tuple) else None, f"{name}[{i}]", genes)
+    genes.extend([0] * (shape[0] - expected) * int(np.prod(shape[1:])))
 
 
 def _nest(flat: list, shape: tuple[int, ...]) -> Nested:

@@ -18,7 +18,7 @@ def latency(X):
     return 0.2 + terms["macs.pointwise"] / 1e7 + terms["macs.depthwise_7"] / 2e6 + 0.02 * terms["layers.blocks"]
 
 
-@parametrize_with_checks([AccuracyPredictor()])
+@parametrize_with_checks([LatencyPredictor(), AccuracyPredictor()])
 def test_estimators_are_scikit_learns(estimator, check):
     check(estimator)
 
@@ -50,6 +50,45 @@ def test_exactly_collinear_terms_are_no_trouble():
     terms = np.random.default_rng(0).random((40, 3))
     intercept, coef = fit_relative_huber(np.hstack([terms, terms]), 1 + terms.sum(axis=1), 1e-4)
     assert np.allclose(intercept + np.hstack([terms, terms]) @ coef, 1 + terms.sum(axis=1), rtol=1e-2)
+
+
+def test_latency_is_predicted_alike_in_any_unit():
+    ms = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, latency(X)).predict(X)
+    us = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, 1000 * latency(X)).predict(X)
+    assert np.allclose(us, 1000 * ms, rtol=1e-6)
+
+
+def test_quality_of_perfect_predictions():
+    assert quality(latency(X), latency(X)) == {"mape": 0.0, "tau": pytest.approx(1.0), "n": len(X)}
+
+
+def accuracy(X):
+    """Better with every block, and best with a kernel of 5: no straight line in the genes."""
+    genes = SUPERNET.space.unpack(X)
+    kernel = (genes["kernel_size"] == 5).sum(axis=(1, 2))
+    return 0.8 + 0.004 * kernel + 0.003 * genes["depth"].sum(axis=1)
+
+
+def test_accuracy_is_ranked_though_a_middle_value_is_best():
+    y = accuracy(X) + 0.001 * np.random.default_rng(1).normal(size=len(X))
+    assert quality(accuracy(X[80:]), AccuracyPredictor().fit(X[:80], y[:80]).predict(X[80:]))["tau"] > 0.7
+
+
+def test_accuracy_is_predicted_alike_as_fraction_and_percent():
+    fraction, percent = (AccuracyPredictor().fit(X, scale * accuracy(X)).predict(X) for scale in (1, 100))
+    assert np.allclose(percent, 100 * fraction)
+
+
+def test_cost_terms_let_accuracy_follow_size():
+    y = 0.9 + 0.02 * np.log(SUPERNET.costs(X)["macs"])
+    with_terms, without = AccuracyPredictor(terms=SUPERNET.cost_terms), AccuracyPredictor()
+    with_terms, without = (quality(y[40:], m.fit(X[:40], y[:40]).predict(X[40:]))["tau"] for m in (with_terms, without))
+    assert with_terms > without
+
+
+def test_a_value_never_seen_is_no_error():
+    seen = SUPERNET.space.restrict(kernel_size=(3, 7)).sample(40, np.random.default_rng(2))
+    assert np.isfinite(AccuracyPredictor().fit(seen, accuracy(seen) + seen[:, 0] / 100).predict(X)).all()
 
 
 def test_accuracy_that_grows_with_size_is_ranked():
