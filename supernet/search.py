@@ -1,29 +1,34 @@
-"""Evolutionary search over X: it knows rows, a score and costs, and nothing of networks."""
+"""Search over X: it knows rows, a score and costs, and nothing of networks."""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from supernet.space import SearchSpace
 
-Function = Callable[[np.ndarray], np.ndarray]  # X (n, genes) -> (n,)
+Function = Callable[[np.ndarray], np.ndarray]  # X (n, genes) -> (n,), finite
 Constraint = tuple[Function, float]  # a cost and its bound: cost(X) <= bound
+Proposal = Callable[[int, int], np.ndarray]  # how many rows, which attempt it is -> X (about n, genes)
 
-STALE = 10  # generations without a better network after which the population is drawn anew
-RATES = 0.2, 3.0  # a child's mutation probability is drawn between these multiples of the given one, log-uniformly
-TRIES = 8  # rounds of variation for one generation; then it stays smaller
+PATIENCE = 3  # generations without a better network before the best one's neighbourhood is looked at
+ATTEMPTS = 6  # rounds of proposals for one generation; then it stays smaller
+NEAR = 25  # infeasible rows that a search for feasible ones starts from
 DESCENT = 50  # generations that look for a feasible network before there is said to be none
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SearchResult:
     """What a search found: all distinct feasible rows it scored, best first.
 
-    X (n, genes), scores (n,); costs (n, constraints); `history` has the best score after every generation.
+    X (n, genes), scores (n,), costs (n, constraints). `history` has the best score after the first population and
+    after every generation; it is shorter than asked for if the search ran out of new rows.
     """
 
     space: SearchSpace
@@ -39,7 +44,26 @@ class SearchResult:
 
     @property
     def score(self) -> float:
+        """The best score."""
         return float(self.scores[0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParetoFront:
+    """The rows that no row seen beats in score at no more cost: X (n, genes), scores (n,), costs (n,), cheapest first.
+
+    Scores and costs both increase strictly. `evaluations` is the number of rows that were scored.
+    """
+
+    space: SearchSpace
+    X: np.ndarray
+    scores: np.ndarray
+    costs: np.ndarray
+    evaluations: int
+
+    @property
+    def configs(self) -> list[Any]:
+        return self.space.decode(self.X)
 
 
 def evolutionary_search(
@@ -53,140 +77,278 @@ def evolutionary_search(
     mutation_share: float = 0.5,
     mutation_probability: float = 0.1,
     seed: int = 0,
+    initial: np.ndarray | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> SearchResult:
     """The rows of the space with the highest score among those that keep every cost within its bound.
 
-    OFA's evolution (arXiv 1908.09791, appendix): the best `parent_ratio` of the population survive and have
-    `population` children, `mutation_share` of them by mutation, the others by crossover. Here no row is scored twice,
-    so that children are always new, and a population that got stuck is drawn anew. ValueError if no row is feasible,
-    with the cheapest costs seen, or if a function returns something other than (n,) finite numbers.
+    OFA's evolution (arXiv 1908.09791): the best `parent_ratio` of the population survive and have `population`
+    children, `mutation_share` of them by mutation, which redraws every gene with `mutation_probability`, the others
+    by crossover. Three things differ. No row is scored twice: known children are replaced by new ones. When
+    generations bring nothing better, the best row's neighbourhood (one gene changed) is scored, and when that brings
+    nothing either, a fresh population starts; every row counts in the result. Infeasible rows are never scored, and
+    the search for a feasible one is bounded.
+
+    `initial` (n, genes) joins the first population, `progress(generation, best score)` is called after each. At most
+    `population * (generations + 1)` rows are scored (more only if `initial` is larger than the population).
+    ValueError if no row is found feasible, with each bound and the cheapest cost seen; if a function returns anything
+    but (n,) finite numbers; if an argument makes no sense.
     """
-    if population < 2 or generations < 0:
-        raise ValueError(f"population = {population} must be at least 2 and generations = {generations} at least 0")
-    for name, value in (("parent_ratio", parent_ratio), ("mutation_share", mutation_share)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} = {value} is not in 0..1")
-    rng = np.random.default_rng(seed)
-    parents = max(1, round(population * parent_ratio))
+    _check_share("parent_ratio", parent_ratio)
+    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed, initial)
     archive = _Archive(space, score, constraints)
+    parents = max(1, round(population * parent_ratio))
 
-    def sample(n: int) -> np.ndarray:
-        return space.sample(n, rng)
-
-    def children(pool: np.ndarray, n: int, boost: float = 1.0) -> np.ndarray:
-        mutants = int(n * mutation_share)
-        first, second = pool[rng.integers(len(pool), size=n)], pool[rng.integers(len(pool), size=n - mutants)]
-        low, high = RATES
-        rate = mutation_probability * boost * low * (high / low) ** rng.random((mutants, 1))
-        crossed = space.crossover(first[mutants:], second, rng)
-        return np.concatenate([space.mutate(first[:mutants], rng, np.minimum(rate, 1.0)), crossed])
-
-    X, y = archive.take(lambda n, _: sample(n), population)
-    if not len(X):
-        X, y = archive.take(lambda n, _: archive.descend(children, n), population, DESCENT)
-    if not len(X):
-        raise ValueError(archive.infeasible())
-    stale = 0
-    history = [archive.best]
-    for _ in range(generations):
-        order = np.argsort(-y, kind="stable")[:parents]
-        X, y = X[order], y[order]
-        best = y[0]
-        if stale >= STALE:
-            stale, (X, y) = 0, archive.take(lambda n, _: sample(n), population)
-            if not len(X):
-                X, y = archive.elite(parents)
+    rows = _first(archive, propose)
+    history, stale = [archive.best], 0
+    for generation in range(1, generations + 1):
+        rows = rows.at(np.argsort(-rows.scores, kind="stable")[:parents])
+        if stale > PATIENCE:
+            rows, stale = _population(archive, propose, propose.sample), 0
+            if not len(rows.X):
+                break
         else:
-            pool = X
-            C, scores = archive.take(lambda n, attempt: children(pool, n, 2.0**attempt), population)  # noqa: B023
-            X, y = np.concatenate([X, C]), np.concatenate([y, scores])
-            stale = 0 if y.max() > best else stale + 1
+            if stale < PATIENCE:
+                new = archive.take(functools.partial(propose.children, rows.X), population)
+            else:
+                new = archive.take(functools.partial(propose.neighbours, rows.X[0]), population, attempts=1)
+            stale = 0 if len(new.X) and new.scores.max() > rows.scores[0] else stale + 1
+            rows = rows.join(new)
         history.append(archive.best)
-    X, y, costs = archive.ranked()
-    return SearchResult(space, X, y, costs, np.array(history))
+        if progress is not None:
+            progress(generation, archive.best)
+    rows = archive.rows()
+    rows = rows.at(np.argsort(-rows.scores, kind="stable"))
+    return SearchResult(space, rows.X, rows.scores, rows.costs, np.array(history))
+
+
+def pareto_search(
+    space: SearchSpace,
+    score: Function,
+    cost: Function,
+    constraints: Sequence[Constraint] = (),
+    *,
+    population: int = 100,
+    generations: int = 200,
+    mutation_share: float = 0.5,
+    mutation_probability: float = 0.1,
+    seed: int = 0,
+    initial: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ParetoFront:
+    """The rows that trade score (higher is better) against cost (lower is better), within the constraints.
+
+    NSGA-II (Deb et al. 2002): parents are chosen by tournament, and of parents and children those on the better
+    fronts survive, on one front those in less crowded places. No row is scored twice, and the front is that of all
+    rows scored. `progress(generation, rows scored)` is called after each; the rest is as in `evolutionary_search`.
+    """
+    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed, initial)
+    archive = _Archive(space, score, [(cost, math.inf), *constraints])
+
+    rows = _first(archive, propose)
+    for generation in range(1, generations + 1):
+        rank = fronts(rows.scores, rows.costs[:, 0])
+        rows = rows.at(np.lexsort((-crowding(rows.scores, rows.costs[:, 0], rank), rank))[:population])
+        new = archive.take(functools.partial(propose.children, rows.X, tournament=True), population)
+        if not len(new.X):
+            break
+        rows = rows.join(new)
+        if progress is not None:
+            progress(generation, archive.scored)
+    rows = archive.rows()
+    order = np.lexsort((-rows.scores, rows.costs[:, 0]))
+    scores = rows.scores[order]
+    better = scores > np.maximum.accumulate(np.concatenate([[-math.inf], scores[:-1]]))
+    rows = rows.at(order[better])
+    return ParetoFront(space, rows.X, rows.scores, rows.costs[:, 0], archive.scored)
+
+
+def fronts(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """The front (n,) that each of n points is on: 0 if no point beats it, 1 if only points of front 0 do, and so on.
+
+    O(n log n): in order of cost, a point joins the first front whose best score so far is lower than its own.
+    """
+    rank = np.empty(len(scores), dtype=int)
+    best: list[float] = []  # of each front, negated: increasing
+    previous = None
+    for i in np.lexsort((-scores, costs)).tolist():
+        point = (scores[i], costs[i])
+        if point != previous:
+            front = bisect.bisect_right(best, -point[0])
+            best[front : front + 1] = [-point[0]]
+            previous = point
+        rank[i] = front
+    return rank
+
+
+def crowding(scores: np.ndarray, costs: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The distance (n,) between a point's two neighbours on its front, in shares of both ranges; inf at the ends."""
+    order = np.lexsort((scores, costs, rank))
+    distance = np.full(len(order), math.inf)
+    inner = np.flatnonzero(rank[order][2:] == rank[order][:-2]) + 1
+    distance[order[inner]] = sum(
+        np.abs(values[order[inner + 1]] - values[order[inner - 1]]) / (np.ptp(values) or 1.0)
+        for values in (scores, costs)
+    )
+    return distance
+
+
+class _Rows(NamedTuple):
+    """Scored rows: X (n, genes), scores (n,), costs (n, constraints)."""
+
+    X: np.ndarray
+    scores: np.ndarray
+    costs: np.ndarray
+
+    def at(self, index: np.ndarray) -> _Rows:
+        return _Rows(*(part[index] for part in self))
+
+    def join(self, *others: _Rows) -> _Rows:
+        return _Rows(*(np.concatenate(parts) for parts in zip(self, *others)))
+
+
+def _first(archive: _Archive, propose: _Proposals) -> _Rows:
+    """The first population: the space's two ends, `initial`, samples. ValueError if nothing feasible was found."""
+    rows = _population(archive, propose, propose.first)
+    if not len(rows.X):
+        raise ValueError(archive.infeasible())
+    return rows
+
+
+def _population(archive: _Archive, propose: _Proposals, start: Proposal) -> _Rows:
+    """A population from `start`; where nothing of it is feasible, from descending on the excess over the bounds."""
+    rows = archive.take(start, propose.population)
+    for _ in range(DESCENT):
+        if len(rows.X) or not len(archive.near):
+            break
+        rows = archive.take(functools.partial(propose.children, archive.near), propose.population, attempts=1)
+    return rows
+
+
+class _Proposals:
+    """The ways to make rows, known ones and infeasible ones among them; holds the random state."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        population: int,
+        generations: int,
+        mutation_share: float,
+        mutation_probability: float,
+        seed: int,
+        initial: np.ndarray | None,
+    ) -> None:
+        if population < 2 or generations < 0:
+            raise ValueError(f"population = {population} must be at least 2 and generations = {generations} at least 0")
+        _check_share("mutation_share", mutation_share)
+        _check_share("mutation_probability", mutation_probability)
+        self.space, self.population = space, population
+        self.mutation_share, self.mutation_probability = mutation_share, mutation_probability
+        self.rng = np.random.default_rng(seed)
+        ends = space.encode([space.smallest(), space.largest()])
+        self.initial = ends if initial is None else np.concatenate([ends, space.check(initial)])
+
+    def first(self, n: int, attempt: int) -> np.ndarray:
+        return np.concatenate([self.initial, self.sample(n, attempt)])
+
+    def sample(self, n: int, attempt: int) -> np.ndarray:
+        return self.space.sample(n, self.rng)
+
+    def children(self, pool: np.ndarray, n: int, attempt: int, tournament: bool = False) -> np.ndarray:
+        """Mutants and crossings of the pool's rows, which stand best first; each attempt mutates twice as much."""
+        picks = self.rng.integers(len(pool), size=(3 if tournament else 1, 2, n)).min(axis=0)
+        mutants = round(n * self.mutation_share)
+        rate = self.mutation_probability * 2.0**attempt
+        first, second = pool[picks[0]], pool[picks[1, mutants:]]
+        mutated = self.space.mutate(first[:mutants], self.rng, min(1.0, rate))
+        return self.rng.permutation(np.concatenate([mutated, self.space.crossover(first[mutants:], second, self.rng)]))
+
+    def neighbours(self, row: np.ndarray, n: int, attempt: int) -> np.ndarray:
+        return self.rng.permutation(self.space.neighbours(row, self.rng))
 
 
 class _Archive:
-    """Every row that was ever looked at; scores those that are new and feasible, once."""
+    """Every row looked at: a new one gets its costs, and its score if it is feasible, once."""
 
     def __init__(self, space: SearchSpace, score: Function, constraints: Sequence[Constraint]) -> None:
-        self.space, self.score, self.constraints = space, score, list(constraints)
+        self.score = score
+        self.cost_functions = [cost for cost, _ in constraints]
+        self.bounds = np.array([bound for _, bound in constraints], dtype=np.float64)
         self.seen: set[bytes] = set()
-        self.waiting = np.empty((0, space.width)), np.empty((0, len(self.constraints)))
-        self.X: list[np.ndarray] = []
-        self.scores: list[np.ndarray] = []
-        self.costs: list[np.ndarray] = []
-        self.best = -np.inf
-        self.near = np.empty((0, space.width)), np.empty(0)  # the rows that miss the bounds least
-        self.cheapest = np.full(len(self.constraints), np.inf)
-        self._consider(space.encode([space.smallest()]))
+        self.taken: list[_Rows] = []
+        self.scored = 0
+        self.best = -math.inf
+        self.rate = 0.5  # the share of proposals that is new and feasible, lately
+        self.spare = np.empty((0, space.width)), np.empty((0, len(self.bounds)))  # feasible, but more than was wanted
+        self.near, self.excess = np.empty((0, space.width)), np.empty(0)  # infeasible, least first
+        self.cheapest = np.full(len(self.bounds), math.inf)
 
-    def take(self, draw: Callable[[int, int], np.ndarray], n: int, tries: int = TRIES) -> tuple[np.ndarray, np.ndarray]:
-        """At most n new feasible rows (m, genes) made by draw(n, attempt), with their scores (m,)."""
-        for attempt in range(tries):
-            missing = n - len(self.waiting[0])
+    def take(self, propose: Proposal, n: int, attempts: int = ATTEMPTS) -> _Rows:
+        """At most n new feasible rows out of what is proposed, scored."""
+        found = []
+        missing = n
+        for attempt in range(attempts):
+            proposed = propose(math.ceil(1.2 * missing / self.rate), attempt)
+            X, costs = self._feasible(self._new(proposed))
+            if attempt == 0:
+                self.rate = min(max(len(X) / len(proposed), 0.2), 1.0)
+            found.append((X, costs))
+            missing -= len(X)
             if missing <= 0:
                 break
-            self._consider(draw(min(2 * missing, 4 * n), attempt))
-        X, costs = (part[:n] for part in self.waiting)
-        self.waiting = tuple(part[n:] for part in self.waiting)
-        if not len(X):
-            return X, np.empty(0)
-        scores = _values(self.score, X, "score")
-        self.best = max(self.best, float(scores.max()))
-        for kept, part in ((self.X, X), (self.scores, scores), (self.costs, costs)):
-            kept.append(part)
-        return X, scores
+        if missing == n:
+            X, costs = self.spare
+            self.spare = X[n:], costs[n:]
+        else:
+            X, costs = (np.concatenate(parts) for parts in zip(*found))
+            if len(X) > n:
+                self.spare = tuple(np.concatenate(parts) for parts in zip(self.spare, (X[n:], costs[n:])))
+        X, costs = X[:n], costs[:n]
+        scores = _values(self.score, X, "score") if len(X) else np.empty(0)
+        rows = _Rows(X, scores, costs)
+        self.taken.append(rows)
+        self.scored += len(X)
+        self.best = max(self.best, scores.max(initial=-math.inf))
+        return rows
 
-    def _consider(self, X: np.ndarray) -> None:
-        """Put the rows that are new and feasible among the waiting ones."""
+    def rows(self) -> _Rows:
+        """All rows scored, in that order."""
+        return self.taken[0].join(*self.taken[1:])
+
+    def infeasible(self) -> str:
+        found = "; ".join(
+            f"bound {bound:g}, cheapest cost seen {least:g}"
+            for bound, least in zip(self.bounds, self.cheapest)
+            if bound < math.inf
+        )
+        return f"no network was found within the bounds ({len(self.seen)} looked at): {found}"
+
+    def _new(self, X: np.ndarray) -> np.ndarray:
+        """The rows that were not looked at before, each once."""
         X = np.ascontiguousarray(X + 0.0)  # no -0.0, which is equal and has other bytes
-        size = X.shape[1] * X.itemsize
-        raw, fresh = X.tobytes(), []
-        for i in range(len(X)):
-            key = raw[i * size : (i + 1) * size]
+        fresh = []
+        for i, key in enumerate(X.view(np.dtype((np.void, X.shape[1] * X.itemsize))).ravel().tolist()):
             if key not in self.seen:
                 self.seen.add(key)
                 fresh.append(i)
-        X = X[fresh]
-        if not len(X):
-            return
-        costs = np.empty((len(X), len(self.constraints)))
-        for j, (cost, _) in enumerate(self.constraints):
+        return X[fresh]
+
+    def _feasible(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows within all bounds, and their costs."""
+        costs = np.empty((len(X), len(self.bounds)))
+        if not costs.size:
+            return X, costs
+        for j, cost in enumerate(self.cost_functions):
             costs[:, j] = _values(cost, X, "cost")
-        feasible = np.ones(len(X), dtype=bool)
-        if self.constraints:
-            bounds = np.array([bound for _, bound in self.constraints])
-            self.cheapest = np.minimum(self.cheapest, costs.min(axis=0))
-            feasible = (costs <= bounds).all(axis=1)
-            if not self.X and not feasible.any():
-                self._keep_near(X, (np.maximum(costs - bounds, 0) / np.maximum(np.abs(bounds), 1e-12)).sum(axis=1))
-        self.waiting = tuple(
-            np.concatenate([old, new[feasible]]) for old, new in zip(self.waiting, (X, costs), strict=True)
-        )
-
-    def _keep_near(self, X: np.ndarray, excess: np.ndarray) -> None:
-        X, excess = np.concatenate([self.near[0], X]), np.concatenate([self.near[1], excess])
-        order = np.argsort(excess, kind="stable")[:25]
-        self.near = X[order], excess[order]
-
-    def descend(self, children: Callable[[np.ndarray, int], np.ndarray], n: int) -> np.ndarray:
-        """Children of the rows that miss the bounds least."""
-        return children(self.near[0], n)
-
-    def elite(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        X, scores, _ = self.ranked()
-        return X[:n], scores[:n]
-
-    def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        X, scores, costs = (np.concatenate(part) for part in (self.X, self.scores, self.costs))
-        order = np.argsort(-scores, kind="stable")
-        return X[order], scores[order], costs[order]
-
-    def infeasible(self) -> str:
-        pairs = zip(self.constraints, self.cheapest)
-        found = "; ".join(f"bound {bound:g}, cheapest cost seen {least:g}" for (_, bound), least in pairs)
-        return f"no network was found that keeps within the bounds ({len(self.seen)} looked at): {found}"
+        self.cheapest = np.minimum(self.cheapest, costs.min(axis=0))
+        feasible = (costs <= self.bounds).all(axis=1)
+        if not feasible.any():
+            scale = np.where(self.bounds == 0, 1.0, np.abs(self.bounds))
+            excess = (np.maximum(costs - self.bounds, 0) / scale).sum(axis=1)
+            X_near, excess = np.concatenate([self.near, X]), np.concatenate([self.excess, excess])
+            order = np.argsort(excess, kind="stable")[:NEAR]
+            self.near, self.excess = X_near[order], excess[order]
+        return X[feasible], costs[feasible]
 
 
 def _values(function: Function, X: np.ndarray, name: str) -> np.ndarray:
@@ -196,3 +358,8 @@ def _values(function: Function, X: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"the {name} is not finite for {X[~np.isfinite(values)][0].tolist()}")
     return values
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} = {value} is not in 0..1")

@@ -252,6 +252,17 @@ class SearchSpace:
             child = np.where(absent, self._draw(len(X), rng), child)
         return self._zero_absent(child)
 
+    def neighbours(self, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """All rows (n, genes) that differ from `row` (genes,) in one active gene; layers that this adds are drawn."""
+        table, counts = self._values
+        gene = np.repeat(np.arange(self.width), counts)
+        value = np.concatenate([table[g, :count] for g, count in enumerate(counts)])
+        changes = (row[gene] != value) & (row[gene] != 0)
+        gene, value = gene[changes], value[changes]
+        X = np.where(row == 0, self._draw(len(gene), rng), row)
+        X[np.arange(len(gene)), gene] = value
+        return self._zero_absent(X)
+
     # ---- as JSON
 
     def to_dict(self) -> dict[str, Any]:

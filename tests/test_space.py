@@ -72,6 +72,15 @@ def test_mutation_of_probability_zero_changes_nothing(seed):
     assert (SPACE.mutate(X, rng, 0.0) == X).all()
 
 
+@given(seed=seeds)
+def test_neighbours_differ_in_one_shared_gene(seed):
+    rng = np.random.default_rng(seed)
+    row = SPACE.sample(1, rng)[0]
+    X = SPACE.check(SPACE.neighbours(row, rng))
+    assert (((X != row) & (X != 0) & (row != 0)).sum(axis=1) <= 1).all()
+    assert (X != row).any(axis=1).all()
+
+
 @given(
     depth=st.sets(st.sampled_from([2, 3, 4]), min_size=1),
     kernel_size=st.sets(st.sampled_from([3, 5, 7]), min_size=1),
