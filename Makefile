@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint
+.PHONY: install test lint demo
 
 install: $(INSTALLED)
 
@@ -15,6 +15,9 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pytest
+
+demo: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m recipes.demo
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format .

@@ -207,6 +207,7 @@ class Bench:
 
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.folder = files, folder
+        files.mkdir(parents=True, exist_ok=True)
         self.weights_id = weights_digest(supernet)
         parts = {"held_out": data.held_out.indices.tolist(), "calibration": data.calibration.indices.tolist()}
         self.data_id = digest(parts | {"input": data.input_spec})
