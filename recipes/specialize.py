@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from supernet.model import Supernet
 
 ROUNDS = 5  # of search, export and measuring, before it is admitted that the budget cannot be met
+REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
 
 def specialize(
@@ -43,7 +44,7 @@ def specialize(
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         latency_samples: networks timed to fit the latency predictor.
         accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor.
-        finalists: networks of the search that are exported, timed and evaluated before one is chosen.
+        finalists: networks that each search proposes, and that are exported and timed before one is chosen.
         population: of the evolutionary search.
         generations: of the evolutionary search.
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
@@ -113,67 +114,64 @@ def _specialize(
     if budget < cheapest:
         raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
 
-    A = np.concatenate([ends, space.sample(accuracy_samples - 2, rng)])
+    # Networks within the budget teach most about those that could be chosen; where few are, the nearest to it.
+    pool = space.sample(20 * accuracy_samples, rng)
+    over = np.maximum(latency.predict(pool) - budget, 0)
+    A = np.concatenate([ends, pool[np.argsort(over, kind="stable")[: accuracy_samples - 2]]])
     accuracies = bench.accuracies(A, "evaluating samples")
     accuracy = AccuracyPredictor()
     report["accuracy_predictor"] = quality(accuracies, cross_val_predict(clone(accuracy), A, accuracies, cv=folds))
     accuracy.fit(A, accuracies)
 
-    finals: list[dict[str, Any]] = []
+    winner, timed = None, {}
     for _ in range(ROUNDS):
-        result = evolutionary_search(
-            space,
-            accuracy.predict,
-            [(latency.predict, budget)],
-            population=population,
-            generations=generations,
-            seed=seed,
-        )
-        known = {final["row"] for final in finals}
-        chosen = [row for row in result.X if tuple(row) not in known][:finalists]
-        # A sampled network that was good in fact competes with those that are good in prediction.
-        fits = A[latency.predict(A) <= budget]
-        if len(fits):
-            best = fits[np.argsort(-bench.accuracies(fits, "evaluating samples"), kind="stable")]
-            chosen += [row for row in best if tuple(row) not in known][: finalists // 2]
+        # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
+        for _ in range(REFITS):
+            result = evolutionary_search(
+                space,
+                accuracy.predict,
+                [(latency.predict, budget)],
+                population=population,
+                generations=generations,
+                seed=seed,
+            )
+            new = distinct(result.X, A, finalists)
+            A = np.concatenate([A, new])
+            accuracies = np.concatenate([accuracies, bench.accuracies(new, "evaluating what the search found")])
+            accuracy.fit(A, accuracies)
+        # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship.
+        order = np.argsort(-accuracies, kind="stable")
+        fits = [i for i in order if tuple(A[i]) not in timed and latency.predict(A[i : i + 1])[0] <= budget]
+        chosen = fits[:finalists]
         if not chosen:
             break
-        C = np.unique(np.stack(chosen), axis=0)
-        timed = bench.final_latencies(C, "timing finalists")
-        evaluated = bench.accuracies(C, "evaluating finalists")
+        C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
         for row, config, ms, right, guess, hope in zip(
-            C, space.decode(C), timed, evaluated, latency.predict(C), accuracy.predict(C)
+            C, space.decode(C), measured, accuracies[chosen], latency.predict(C), accuracy.predict(C)
         ):
-            finals.append(
-                {
-                    "row": tuple(row),
-                    "config": config,
-                    "latency_ms": ms,
-                    "accuracy": right,
-                    "predicted_latency_ms": guess,
-                    "predicted_accuracy": hope,
-                }
-            )
-        winner = _confirmed(bench, finals, budget)
+            timed[tuple(row)] = {
+                "config": config,
+                "latency_ms": float(ms),
+                "accuracy": float(right),
+                "predicted_latency_ms": float(guess),
+                "predicted_accuracy": float(hope),
+            }
+        winner = confirmed(bench, list(timed.values()), budget)
         if winner is not None:
             break
-        # The predictor erred where the search used it: what was measured there corrects it.
-        X, latencies = np.concatenate([X, C]), np.concatenate([latencies, timed])
-        A, accuracies = np.concatenate([A, C]), np.concatenate([accuracies, evaluated])
+        X, latencies = np.concatenate([X, C]), np.concatenate([latencies, measured])
         latency.fit(X, latencies)
-        accuracy.fit(A, accuracies)
-    else:
-        winner = None
+    finals = list(timed.values())
     if winner is None:
-        fastest = min(final["latency_ms"] for final in finals)
+        fastest = min((final["latency_ms"] for final in finals), default=float(cheapest))
         raise ValueError(
-            f"no exported network met {budget} ms in {ROUNDS} rounds: the fastest took {fastest:.3f} ms,"
+            f"no exported network met {budget:.3f} ms in {ROUNDS} rounds: the fastest took {fastest:.3f} ms,"
             f" {fastest - budget:.3f} ms too much"
         )
 
     report["config"] = dataclasses.asdict(winner["config"])
-    report |= {k: v for k, v in winner.items() if k not in ("row", "config")}
-    report["finalists"] = [{k: v for k, v in final.items() if k not in ("row", "config")} for final in finals]
+    report |= {k: v for k, v in winner.items() if k != "config"}
+    report["finalists"] = [{k: v for k, v in final.items() if k != "config"} for final in finals]
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
     report["samples"] = [
@@ -187,7 +185,19 @@ def _specialize(
     return report
 
 
-def _confirmed(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
+def distinct(X: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:
+    """The first n rows of X (ranked) that are not among `known` and differ from each other in at least 3 genes."""
+    taken = {tuple(row) for row in known}
+    chosen: list[np.ndarray] = []
+    for row in X:
+        if tuple(row) not in taken and all((row != other).sum() >= 3 for other in chosen):
+            chosen.append(row)
+            if len(chosen) == n:
+                break
+    return np.array(chosen).reshape(-1, X.shape[1])
+
+
+def confirmed(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
     """The most accurate finalist that meets the budget in two independent measurements of its file."""
     for final in sorted(finals, key=lambda final: (-final["accuracy"], final["latency_ms"])):
         if final["latency_ms"] > budget:

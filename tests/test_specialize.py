@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ofa
+import predictors.devices
+import supernet.training
+from recipes import specialize
+from recipes.specialize import distinct
+from supernet.export import load, save
+
+DATA = {"class_path": "ofa.ImageData", "init_args": {"holdout": 60, "calibration": 64}}
+FEW = dict(device="onnxruntime", latency_samples=10, accuracy_samples=10, finalists=2, population=20, generations=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An untrained supernet's folder."""
+    torch.manual_seed(0)
+    space = ofa.mobilenet_v3_space(resolution=(16,))
+    network = ofa.MobileNetV3(space, num_classes=10, width_mult=0.2, in_channels=1, stem_stride=1)
+    return save(network, tmp_path_factory.mktemp("run") / "supernet", data=DATA)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts the networks that are evaluated, and that are timed."""
+    counts = {"evaluated": 0, "timed": 0}
+    evaluate, measure = supernet.training.evaluate_network, predictors.devices.measure
+
+    def evaluating(*arguments, **options):
+        counts["evaluated"] += 1
+        return evaluate(*arguments, **options)
+
+    def measuring(*arguments, **options):
+        for item in measure(*arguments, **options):
+            counts["timed"] += 1
+            yield item
+
+    monkeypatch.setattr(supernet.training, "evaluate_network", evaluating)
+    monkeypatch.setattr(predictors.devices, "measure", measuring)
+    return counts
+
+
+def test_the_winner_meets_the_budget_and_is_what_the_report_says(folder, tmp_path):
+    out = tmp_path / "out"
+    report = specialize(str(folder), max_latency=50.0, out=str(out), **FEW)
+    assert report["latency_ms"] <= 50 and report["confirmed_ms"] <= 50
+    files = {"network.json", "network.safetensors", "subnet.onnx", "report.json", "front.png"}
+    assert {path.name for path in out.iterdir()} == files
+    assert sum(p.numel() for p in load(out).parameters()) == report["params"]
+    assert json.loads((out / "report.json").read_text())["budget_ms"] == 50
+
+
+def test_what_was_measured_is_not_measured_again(folder, tmp_path, work):
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "first"), **FEW)
+    work.update(evaluated=0, timed=0)
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **FEW)
+    assert work == {"evaluated": 0, "timed": 1}  # the confirmation is always a new measurement
+
+
+def test_a_budget_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
+    with pytest.raises(ValueError, match="cannot be met: the fastest network seen takes"):
+        specialize(str(folder), max_latency=1e-4, out=str(tmp_path / "x"), **FEW)
+    assert not (tmp_path / "x").exists() and work["evaluated"] == 0
+
+
+def test_what_makes_no_sense_is_refused(folder, tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        specialize(str(folder), max_latency=1.0, out=str(tmp_path / "taken"), **FEW)
+    with pytest.raises(ValueError, match="not positive"):
+        specialize(str(folder), max_latency=-1.0, out=str(tmp_path / "x"), **FEW)
+    with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, torch"):
+        specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "toaster"}))
+    subnet = load(folder).extract()
+    save(subnet, tmp_path / "subnet")
+    with pytest.raises(ValueError, match="is a subnet"):
+        specialize(str(tmp_path / "subnet"), max_latency=1.0, out=str(tmp_path / "x"), **FEW)
+
+
+def test_distinct_rows_are_new_and_apart():
+    X = np.array([[1, 1, 1, 1.0], [1, 1, 1, 2], [2, 2, 2, 2], [3, 3, 3, 3]])
+    assert distinct(X, X[3:], 5).tolist() == [[1, 1, 1, 1], [2, 2, 2, 2]]
+    assert distinct(X, X, 5).shape == (0, 4)
