@@ -46,7 +46,9 @@ class SupernetCLI(LightningCLI):
             kwargs["logger"] = [CSVLogger(run, name="logs")]
             if find_spec("tensorboard"):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
-        self.trainer_defaults["callbacks"] = [RichProgressBar(), LastCheckpoint(run / "checkpoints", every)]
+        self.trainer_defaults["callbacks"] = [LastCheckpoint(run / "checkpoints", every)]
+        if trainer["enable_progress_bar"] is not False:
+            self.trainer_defaults["callbacks"].append(RichProgressBar())
         self.trainer_defaults["plugins"] = [AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
