@@ -9,6 +9,7 @@ or if the chosen network is less accurate on held-out images than the best of 20
 from __future__ import annotations
 
 import argparse
+import csv
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def main() -> None:
         best_random = bench.accuracies(rivals, "evaluating 20 random networks").max()
         whole = bench.calibrated(space.largest())
 
-    found = test_accuracy_of_file(out / "subnet" / "subnet.onnx", load(out / "subnet"), data)
+    draw_training(run / "logs", out / "training.png")
+    found = accuracy_of_file(out / "subnet" / "subnet.onnx", load(out / "subnet"), data)
     from supernet.training import evaluate_network
 
     reference = evaluate_network(whole, data.test_dataloader())["accuracy"]
@@ -89,7 +91,28 @@ def within_budget(bench: object, budget: float) -> np.ndarray:
     sys.exit(f"demo failed: only {len(found)} of 400 random networks keep the budget")
 
 
-def test_accuracy_of_file(path: Path, subnet: object, data: object) -> float:
+def draw_training(logs: Path, path: Path) -> None:
+    """Held-out accuracy of the largest, the smallest and the random subnets over the epochs; lines between phases."""
+    from matplotlib.figure import Figure
+
+    with open(next(logs.glob("*/metrics.csv")), newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="held-out accuracy")
+    for name in ("largest", "random", "smallest"):
+        points = [(row["epoch"] + 1, row[f"val/accuracy/{name}"]) for row in rows if f"val/accuracy/{name}" in row]
+        axes.plot(*zip(*points), marker="o", label=name)
+    first = {}
+    for row in rows:
+        if "phase" in row:
+            first.setdefault(row["phase"], row["epoch"])
+    for epoch in list(first.values())[1:]:
+        axes.axvline(epoch, c="0.7", lw=1, ls="--")
+    axes.legend(frameon=False, title="subnets")
+    figure.savefig(path, dpi=120)
+
+
+def accuracy_of_file(path: Path, subnet: object, data: object) -> float:
     """The test accuracy of an ONNX file, one image at a time, as a program without torch would see it."""
     import onnxruntime
 
