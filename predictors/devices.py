@@ -165,20 +165,32 @@ def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
     return float(np.percentile(times, STATISTICS[statistic]))
 
 
-def latencies(measurements: Iterable[Measurement], statistic: str) -> np.ndarray:
+def undisturbed(measurements: Iterable[Measurement], statistic: str) -> dict[str, float]:
+    """What each reference network takes, in ms, when nothing else disturbs the machine: the tenth percentile of its
+    latency over all measurements given."""
+    seen: dict[str, list[float]] = {}
+    for m in measurements:
+        if m.reference:
+            seen.setdefault(m.reference, []).append(statistic_of(m.reference_times, statistic))
+    return {reference: float(np.percentile(values, 10)) for reference, values in seen.items()}
+
+
+def latencies(
+    measurements: Iterable[Measurement], statistic: str, quiet: Mapping[str, float] | None = None
+) -> np.ndarray:
     """The latencies (n,) in ms of n measurements, with drift divided out: what a predictor is fitted on.
 
     A machine that is busy or slowed down for a while slows the reference network alike. Each measurement is divided by
-    that same statistic of the reference in its rounds, and multiplied by the reference's undisturbed one, the tenth
-    percentile over all measurements given: give those to be compared together. Those taken without a reference stay as
-    they are. On a busy machine the p10 repeats several times better than the median does.
+    that same statistic of the reference in its rounds, and multiplied by the reference's undisturbed one: `quiet`, or
+    that of the measurements given. Those taken without a reference stay as they are. On a busy machine the p10 repeats
+    several times better than the median does.
     """
     measurements = list(measurements)
+    quiet = undisturbed(measurements, statistic) if quiet is None else quiet
     y = np.array([statistic_of(m.times, statistic) for m in measurements])
-    for reference in {m.reference for m in measurements} - {""}:
-        rows = [i for i, m in enumerate(measurements) if m.reference == reference]
-        seen = np.array([statistic_of(measurements[i].reference_times, statistic) for i in rows])
-        y[rows] *= np.percentile(seen, 10) / seen
+    for i, m in enumerate(measurements):
+        if m.reference:
+            y[i] *= quiet[m.reference] / statistic_of(m.reference_times, statistic)
     return y
 
 

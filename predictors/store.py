@@ -101,6 +101,14 @@ class Store:
             records.setdefault(tuple(key), []).append(json.loads(record))
         return records
 
+    def records(self, table: str, **columns: str) -> list[dict[str, Any]]:
+        """All records whose key has these values, oldest first."""
+        if unknown := columns.keys() - set(TABLES[table]):
+            raise ValueError(f"{table} has no column {sorted(unknown)}; its key is {TABLES[table]}")
+        where = " AND ".join(f"{name} = ?" for name in columns) or "TRUE"
+        rows = self._execute(f"SELECT record FROM {table} WHERE {where} ORDER BY id", tuple(columns.values()))
+        return [json.loads(record) for (record,) in rows]
+
     def missing(self, table: str, keys: Iterable[Key]) -> list[Key]:
         """The keys without a record, each once, in their order."""
         keys = list(dict.fromkeys(keys))

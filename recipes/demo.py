@@ -44,12 +44,14 @@ def main() -> None:
     space, data = supernet.space, make_data(str(folder))
     with Store(run / "measurements.sqlite") as store:
         bench = Bench(supernet, data, get_device(DEVICE), store, out / "onnx", str(folder))
+        # A sample first: it shows what this machine's undisturbed speed is.
+        bench.latencies(space.sample(RANDOM, np.random.default_rng(2)), "timing random networks")
         smallest, largest = bench.final_latencies(space.encode([space.smallest(), space.largest()]), "timing both ends")
         budget = smallest + 0.4 * (largest - smallest)
         report = specialize(str(folder), DEVICE, budget, str(out / "subnet"))
         export(str(out / "subnet"), str(out / "files"), "onnx,timm")
         rivals = within_budget(bench, budget)
-        best_random = bench.accuracies(rivals, "evaluating 20 random networks").max()
+        best_random = bench.evaluate(rivals, "evaluating 20 random networks")["accuracy"].max()
         whole = bench.calibrated(space.largest())
 
     draw_training(run / "logs", out / "training.png")

@@ -118,10 +118,13 @@ def _specialize(
     pool = space.sample(20 * accuracy_samples, rng)
     over = np.maximum(latency.predict(pool) - budget, 0)
     A = np.concatenate([ends, pool[np.argsort(over, kind="stable")[: accuracy_samples - 2]]])
-    accuracies = bench.accuracies(A, "evaluating samples")
-    accuracy = AccuracyPredictor()
-    report["accuracy_predictor"] = quality(accuracies, cross_val_predict(clone(accuracy), A, accuracies, cv=folds))
-    accuracy.fit(A, accuracies)
+    figures = bench.evaluate(A, "evaluating samples")
+    # The search ranks by cross entropy, which a few hundred images tell far better than accuracy; people read accuracy.
+    score, accuracy = (AccuracyPredictor(terms=bench.supernet.cost_terms) for _ in range(2))
+    report["accuracy_predictor"] = {
+        name: quality(figures[name], cross_val_predict(clone(accuracy), A, figures[name], cv=folds)) for name in figures
+    }
+    score.fit(A, -figures["loss"])
 
     winner, timed = None, {}
     for _ in range(ROUNDS):
@@ -129,7 +132,7 @@ def _specialize(
         for _ in range(REFITS):
             result = evolutionary_search(
                 space,
-                accuracy.predict,
+                score.predict,
                 [(latency.predict, budget)],
                 population=population,
                 generations=generations,
@@ -137,17 +140,19 @@ def _specialize(
             )
             new = distinct(result.X, A, finalists)
             A = np.concatenate([A, new])
-            accuracies = np.concatenate([accuracies, bench.accuracies(new, "evaluating what the search found")])
-            accuracy.fit(A, accuracies)
+            found = bench.evaluate(new, "evaluating what the search found")
+            figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
+            score.fit(A, -figures["loss"])
+        accuracy.fit(A, figures["accuracy"])
         # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship.
-        order = np.argsort(-accuracies, kind="stable")
+        order = np.lexsort((figures["loss"], -figures["accuracy"]))
         fits = [i for i in order if tuple(A[i]) not in timed and latency.predict(A[i : i + 1])[0] <= budget]
         chosen = fits[:finalists]
         if not chosen:
             break
         C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
         for row, config, ms, right, guess, hope in zip(
-            C, space.decode(C), measured, accuracies[chosen], latency.predict(C), accuracy.predict(C)
+            C, space.decode(C), measured, figures["accuracy"][chosen], latency.predict(C), accuracy.predict(C)
         ):
             timed[tuple(row)] = {
                 "config": config,
@@ -175,7 +180,8 @@ def _specialize(
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
     report["samples"] = [
-        {"latency_ms": ms, "accuracy": right} for ms, right in zip(latency.predict(A).tolist(), accuracies.tolist())
+        {"latency_ms": ms, "accuracy": right}
+        for ms, right in zip(latency.predict(A).tolist(), figures["accuracy"].tolist())
     ]
     bench.write(folder, winner["config"], report)
     print(
@@ -203,7 +209,7 @@ def confirmed(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> 
         if final["latency_ms"] > budget:
             continue
         if "confirmed_ms" not in final:
-            final["confirmed_ms"] = float(bench.time_final([final["config"]], "confirming", again=True)[0])
+            final["confirmed_ms"] = bench.confirm(final["config"])
         if final["confirmed_ms"] <= budget:
             return final
     return None
@@ -226,20 +232,27 @@ class Bench:
 
     def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X, from files of the faster exporter, drift divided out."""
-        from predictors.devices import latencies
-
         configs = self.supernet.space.decode(X)
         self._time([c for c in configs if not self._records(c, "search")], "search", what)
-        return latencies([self._records(c, "search")[-1] for c in configs], self.device.statistic)
+        return self._undrifted([self._records(c, "search")[-1] for c in configs])
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
-        """The statistic (n,) in ms of the rows of X as the files that ship."""
-        return self.time_final(self.supernet.space.decode(X), what)
+        """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out."""
+        configs = self.supernet.space.decode(X)
+        self._time([c for c in configs if not self._records(c, "final")], "final", what)
+        return self._undrifted([self._records(c, "final")[0] for c in configs])
 
-    def time_final(self, configs: Sequence[Any], what: str, again: bool = False) -> np.ndarray:
-        """The statistic (n,) of configs as the files that ship; measured anew where `again` asks."""
-        self._time([c for c in configs if again or not self._records(c, "final")], "final", what)
-        return np.array([getattr(self._records(c, "final")[-1], self.device.statistic) for c in configs])
+    def confirm(self, config: Any) -> float:
+        """A second, independent measurement of the file that ships, in ms, drift divided out."""
+        self._time([config], "final", "confirming")
+        return float(self._undrifted([self._records(config, "final")[-1]])[0])
+
+    def _undrifted(self, measurements: Sequence[Measurement]) -> np.ndarray:
+        """All that was ever measured on the device tells what the reference takes when nothing disturbs."""
+        from predictors.devices import Measurement, latencies, undisturbed
+
+        known = [Measurement.from_dict(r) for r in self.store.records("latency", device_id=self.device.id)]
+        return latencies(measurements, self.device.statistic, undisturbed(known, self.device.statistic))
 
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
         from predictors.store import network_id
@@ -261,7 +274,8 @@ class Bench:
             return
         keys = {self._key(config, exporter)[0]: config for config in configs}
         sources = ((key, self._source(config, exporter)) for key, config in keys.items())
-        reference = ("smallest", self._source(self.supernet.space.smallest(), "search"))
+        smallest = self.supernet.space.smallest()
+        reference = (self._key(smallest, "search")[0], self._source(smallest, "search"))
         for key, measurement in progress(measure(self.device, sources, reference), len(keys), what):
             self.store.add("latency", (key, self.device.id), measurement.to_dict())
 
@@ -289,18 +303,17 @@ class Bench:
 
     # ---- accuracy
 
-    def accuracies(self, X: np.ndarray, what: str) -> np.ndarray:
-        """Accuracies (n,) of the rows of X on the held-out part, BatchNorm recalibrated."""
+    def evaluate(self, X: np.ndarray, what: str) -> dict[str, np.ndarray]:
+        """{"accuracy": (n,), "loss": (n,)} of the rows of X on the held-out part, BatchNorm recalibrated."""
         from supernet.training import evaluate_network
 
         configs = self.supernet.space.decode(X)
         keys = [(self._key(config, "")[0], self.weights_id, self.data_id) for config in configs]
         todo = {key: config for key, config in zip(keys, configs) if key in set(self.store.missing("accuracy", keys))}
         for key, config in progress(iter(todo.items()), len(todo), what):
-            figures = evaluate_network(self.calibrated(config), self.data.val_dataloader())
-            self.store.add("accuracy", key, figures)
+            self.store.add("accuracy", key, evaluate_network(self.calibrated(config), self.data.val_dataloader()))
         records = self.store.get("accuracy", keys)
-        return np.array([records[key][-1]["accuracy"] for key in keys])
+        return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
 
     def calibrated(self, config: Any) -> Supernet:
         from supernet.model import calibrate

@@ -140,3 +140,13 @@ def test_a_network_is_identified_by_what_shapes_it():
 def test_a_digest_is_canonical():
     assert digest({"a": [1.0, "x"], "b": None}) == digest({"b": None, "a": (1, "x")})
     assert digest(["1"]) != digest([1])
+
+
+def test_records_are_found_by_a_part_of_their_key(tmp_path):
+    with Store(tmp_path / "x") as store:
+        for network, device in (("a", "d"), ("b", "d"), ("a", "e")):
+            store.add("latency", (network, device), {"ms": network + device})
+        assert [r["ms"] for r in store.records("latency", device_id="d")] == ["ad", "bd"]
+        assert len(store.records("latency")) == 3
+        with pytest.raises(ValueError, match="no column"):
+            store.records("latency", place="x")
