@@ -257,7 +257,8 @@ class Bench:
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
         from predictors.store import network_id
 
-        arguments = {k: v for k, v in self.supernet.arguments.items() if k != "dropout"}
+        terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config
+        arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name != "space"}
         name = network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
         return name, self.device.id
 
