@@ -45,9 +45,6 @@ def save_timm(subnet: MobileNetV3, folder: str | Path, overwrite: bool = False) 
     FileExistsError, unless `overwrite` is set and it holds nothing but such an export. Returns `folder`.
     """
     arch, folder = architecture(subnet), Path(folder)
-    if overwrite and folder.exists():
-        if strangers := sorted({path.name for path in folder.iterdir()} - {*FILES, "__pycache__"}):
-            raise FileExistsError(f"{folder} is not overwritten: it also holds {', '.join(strangers)}")
 
     def write(temporary: Path) -> None:
         weights = {name: tensor.cpu().contiguous() for name, tensor in subnet.state_dict().items()}
@@ -56,7 +53,7 @@ def save_timm(subnet: MobileNetV3, folder: str | Path, overwrite: bool = False) 
         (temporary / "build.py").write_text(build_script())
         check(subnet, runpy.run_path(str(temporary / "build.py"))["build"](temporary))
 
-    write_folder(folder, write, overwrite)
+    write_folder(folder, write, FILES, overwrite)
     return folder
 
 

@@ -28,7 +28,7 @@ def export(subnet: str, out: str, format: str = "onnx", overwrite: bool = False)
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"format: {name!r} is not one of {', '.join(FORMATS)}")
-    import ofa  # noqa: F401  (its families can then be loaded)
+    import_families()
     from ofa.timm import save_timm
     from supernet.export import load, to_onnx
 
@@ -63,7 +63,7 @@ def evaluate(subnet: str, data: str | None = None, split: str = "holdout") -> di
     """
     if split not in ("holdout", "test"):
         raise ValueError(f"split: {split!r} is neither holdout nor test")
-    import ofa  # noqa: F401
+    import_families()
     from supernet.export import load
     from supernet.training import evaluate_network
 
@@ -73,6 +73,21 @@ def evaluate(subnet: str, data: str | None = None, split: str = "holdout") -> di
     figures = evaluate_network(network, loader)
     print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     return figures
+
+
+def import_families() -> None:
+    """Import the families, so that saved networks of theirs can be loaded and recipes can name them.
+
+    Raises ImportError where another distribution's package `ofa` (there is one on PyPI) has overwritten ours.
+    """
+    import ofa
+
+    if not hasattr(ofa, "FAMILIES"):
+        place = ofa.__file__ or list(ofa.__path__)[0]
+        raise ImportError(
+            f"{place} is another project's package `ofa`, which has overwritten this one's: use an environment without"
+            " it, or `pip uninstall ofa` and install supernet again"
+        )
 
 
 def make_data(folder: str, data: str | None = None) -> Any:

@@ -31,14 +31,14 @@ def main() -> None:
 
     import torch
 
-    import ofa  # noqa: F401  (its families can then be loaded)
     from predictors.devices import get_device
     from predictors.store import Store
-    from recipes import export, make_data, specialize
+    from recipes import export, import_families, make_data, specialize
     from recipes.specialize import Bench
     from supernet.export import load
 
     torch.set_num_threads(1)
+    import_families()
     folder = run / "supernet"
     supernet = load(folder)
     space, data = supernet.space, make_data(str(folder))

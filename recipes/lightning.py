@@ -11,9 +11,12 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-import ofa  # noqa: F401  (its families can then be named in recipes)
-from supernet.export import save
+from recipes import import_families
+from supernet.export import NETWORK_FILES, check_free, save
 from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
+
+
+import_families()
 
 
 class SupernetCLI(LightningCLI):
@@ -71,6 +74,7 @@ class SupernetCLI(LightningCLI):
                         f"{taken} is already there: resume with --ckpt_path last, choose another --run, or --overwrite"
                         " true"
                     )
+        check_free(run / "supernet", NETWORK_FILES, overwrite=True)
         if not self.trainer.fast_dev_run:
             run.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from predictors.devices import Device, Measurement
     from supernet.model import Supernet
 
+FILES = ("network.json", "network.safetensors", "subnet.onnx", "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring, before it is admitted that the budget cannot be met
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -54,18 +55,17 @@ def specialize(
     Returns:
         the report, as in report.json
     """
-    folder = Path(out)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} already exists: choose another --out, or --overwrite true")
     if max_latency <= 0:
         raise ValueError(f"max_latency = {max_latency} ms is not positive")
 
-    import ofa  # noqa: F401  (its families can then be loaded)
     from predictors.devices import get_device
     from predictors.store import Store
-    from recipes import make_data
-    from supernet.export import load
+    from recipes import import_families, make_data
+    from supernet.export import check_free, load
 
+    folder = Path(out)
+    check_free(folder, FILES, overwrite)
+    import_families()
     network = load(supernet)
     if network.extracted:
         raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
@@ -335,7 +335,7 @@ class Bench:
             (temporary / "report.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
             draw_front(report, temporary / "front.png")
 
-        write_folder(folder, write, overwrite=True)
+        write_folder(folder, write, FILES, overwrite=True)
 
 
 def weights_digest(network: Any) -> str:

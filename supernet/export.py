@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from supernet.model import Supernet
 from supernet.space import SearchSpace
 
 FORMAT = 1
-DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
+NETWORK_FILES = DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
 ONNX_OPSET = 20  # the newest that both of torch's exporters write
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output
 
@@ -71,7 +71,7 @@ def save(network: Supernet, folder: str | Path, data: dict[str, Any] | None = No
     `data` is kept beside it: how the data it was trained on are made again.
     """
     folder = Path(folder)
-    write_folder(folder, lambda temporary: write_network(network, temporary, data), overwrite)
+    write_folder(folder, lambda temporary: write_network(network, temporary, data), NETWORK_FILES, overwrite)
     return folder
 
 
@@ -84,7 +84,13 @@ def write_network(network: Supernet, folder: Path, data: dict[str, Any] | None) 
 
 def load(folder: str | Path) -> Supernet:
     """The network that `save` wrote, in eval mode; a folder that is not one raises ValueError."""
-    network = build(read_description(folder))
+    description = read_description(folder)
+    try:
+        network = build(description)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{Path(folder) / DESCRIPTION} does not describe a network: {type(error).__name__}: {error}"
+        ) from error
     try:
         network.load_state_dict(load_file(Path(folder) / WEIGHTS))
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -176,27 +182,41 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Have `write` fill a temporary folder, then give it its name. On an error the old folder is untouched."""
-    if folder.exists() and not overwrite:
+def check_free(folder: Path, names: Iterable[str], overwrite: bool = False) -> None:
+    """Raise FileExistsError unless `folder` is free, or may be overwritten and holds nothing but `names`."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: choose a folder")
+    if not overwrite:
         raise FileExistsError(f"{folder} already exists: choose another folder, or allow to overwrite it")
+    if strangers := sorted({path.name for path in folder.iterdir()} - {*names, "__pycache__"}):
+        raise FileExistsError(f"{folder} is not overwritten: it also holds {', '.join(strangers)}")
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], names: Iterable[str], overwrite: bool = False) -> None:
+    """Have `write` fill a temporary folder with `names`, then give it its name, if that is free (see check_free).
+
+    On an error the old folder is untouched.
+    """
+    check_free(folder, names, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         write(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
-                with open(file, "rb+") as opened:
-                    os.fsync(opened.fileno())
+                sync(file)
+        sync(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -205,6 +225,16 @@ def write_folder(folder: Path, write: Callable[[Path], None], overwrite: bool = 
             shutil.rmtree(old)
         else:
             os.replace(temporary, folder)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, reach the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

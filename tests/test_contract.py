@@ -71,13 +71,13 @@ def largest_difference(supernet, n, memory_format):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
 def test_a_subnet_computes_exactly_what_the_supernet_computes(supernet, memory_format):
-    assert largest_difference(supernet, 50, memory_format) == 0
+    assert largest_difference(supernet, 100, memory_format) == 0
 
 
 def test_it_still_does_after_training_and_sorting(supernet):
     train_a_little(supernet)
     supernet.sort(supernet.space)
-    assert largest_difference(supernet, 20, torch.channels_last) == 0
+    assert largest_difference(supernet, 100, torch.channels_last) == 0
 
 
 def test_every_leaf_of_a_subnet_is_a_torch_layer(supernet):

@@ -34,6 +34,28 @@ def test_a_folder_is_only_replaced_when_told(supernet, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
 
 
+def test_only_an_earlier_network_is_replaced(supernet, tmp_path):
+    save(supernet, tmp_path / "x")
+    (tmp_path / "x" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="also holds notes.txt"):
+        save(supernet, tmp_path / "x", overwrite=True)
+    (tmp_path / "y").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        save(supernet, tmp_path / "y", overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"arguments": {"colour": 3}}, {"space": {}}, {"config": {"depth": 2}}, {"family": 1}]
+)
+def test_a_malformed_description_is_named(supernet, tmp_path, change):
+    save(supernet, tmp_path / "x")
+    description = tmp_path / "x" / "network.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | change))
+    with pytest.raises(ValueError, match="network.json does not describe a network"):
+        load(tmp_path / "x")
+
+
 def test_what_is_not_a_saved_network_is_refused(supernet, tmp_path):
     with pytest.raises(ValueError, match="does not hold a saved network"):
         load(tmp_path)

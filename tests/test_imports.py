@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+
+import recipes
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -56,6 +59,24 @@ def test_core_modules_import_only_what_they_may(file):
     assert ours(ROOT / file) <= ALLOWED[file]
 
 
-def test_the_help_of_the_command_is_cheap():
-    code = "import sys; from recipes.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+@pytest.mark.parametrize("arguments", [["--help"], ["specialize", "--help"], ["export", "--help"]])
+def test_help_is_cheap(arguments):
+    code = f"""
+import sys
+from recipes.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "usage" in done.stdout
+
+
+def test_another_package_of_the_name_ofa_is_told(monkeypatch):
+    stranger = types.ModuleType("ofa")
+    stranger.__file__ = "site-packages/ofa/__init__.py"
+    monkeypatch.setitem(sys.modules, "ofa", stranger)
+    with pytest.raises(ImportError, match="another project's package `ofa`"):
+        recipes.import_families()
