@@ -5,11 +5,69 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipes.specialize import specialize
-
 __all__ = ["evaluate", "export", "make_data", "specialize"]
 
 FORMATS = ("onnx", "timm")
+
+
+def specialize(
+    supernet: str,
+    device: str,
+    max_latency: float,
+    out: str,
+    data: str | None = None,
+    latency_samples: int = 60,
+    accuracy_samples: int = 100,
+    finalists: int = 8,
+    population: int = 100,
+    generations: int = 500,
+    store: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Find the most accurate network within a latency budget, with no retraining, and write it as files.
+
+    Args:
+        supernet: folder of a trained supernet.
+        device: what the latency is of: torch or onnxruntime, on this machine.
+        max_latency: the budget in ms, on the device's statistic (the median) of the exported file.
+        out: folder to write: the subnet, its ONNX file, report.json and front.png.
+        data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
+        latency_samples: networks timed to fit the latency predictor.
+        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor.
+        finalists: networks that each search proposes, and that are exported and timed before one is chosen.
+        population: of the evolutionary search.
+        generations: of the evolutionary search.
+        store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
+        seed: of sampling and search.
+        overwrite: let it replace an earlier result in `out`.
+
+    Returns:
+        the report, as in report.json
+    """
+    if max_latency <= 0:
+        raise ValueError(f"max_latency = {max_latency} ms is not positive")
+
+    import tempfile
+
+    from predictors.devices import get_device
+    from predictors.store import Store
+    from recipes.bench import FILES, Bench, find_network
+    from supernet.export import check_free, load
+
+    folder = Path(out)
+    check_free(folder, FILES, overwrite)
+    import_families()
+    network = load(supernet)
+    if network.extracted:
+        raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
+    timed_on = get_device(device)
+    path = Path(store) if store else Path(supernet).parent / "measurements.sqlite"
+    with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
+        bench = Bench(network, make_data(supernet, data), timed_on, measurements, Path(files), str(supernet))
+        return find_network(
+            bench, max_latency, folder, latency_samples, accuracy_samples, finalists, population, generations, seed
+        )
 
 
 def export(subnet: str, out: str, format: str = "onnx", overwrite: bool = False) -> dict[str, Path]:

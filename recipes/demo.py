@@ -34,7 +34,7 @@ def main() -> None:
     from predictors.devices import get_device
     from predictors.store import Store
     from recipes import export, import_families, make_data, specialize
-    from recipes.specialize import Bench
+    from recipes.bench import Bench
     from supernet.export import load
 
     torch.set_num_threads(1)

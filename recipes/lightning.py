@@ -16,11 +16,9 @@ from supernet.export import NETWORK_FILES, check_free, save
 from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
 
 
-import_families()
-
-
 class SupernetCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
+        import_families()
         super().__init__(
             model_class=SupernetTask,
             datamodule_class=pl.LightningDataModule,

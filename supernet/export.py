@@ -198,7 +198,7 @@ def check_free(folder: Path, names: Iterable[str], overwrite: bool = False) -> N
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: choose a folder")
     if not overwrite:
-        raise FileExistsError(f"{folder} already exists: choose another folder, or allow to overwrite it")
+        raise FileExistsError(f"{folder} already exists: choose another folder, or overwrite it (--overwrite true)")
     if strangers := sorted({path.name for path in folder.iterdir()} - {*names, "__pycache__"}):
         raise FileExistsError(f"{folder} is not overwritten: it also holds {', '.join(strangers)}")
 

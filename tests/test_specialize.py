@@ -5,10 +5,8 @@ import pytest
 import torch
 
 import ofa
-import predictors.devices
-import supernet.training
-from recipes import specialize
-from recipes.specialize import distinct
+from recipes import bench, specialize
+from recipes.bench import distinct
 from supernet.export import load, save
 
 DATA = {"class_path": "ofa.ImageData", "init_args": {"holdout": 60, "calibration": 64}}
@@ -28,7 +26,7 @@ def folder(tmp_path_factory):
 def work(monkeypatch):
     """Counts the networks that are evaluated, and that are timed."""
     counts = {"evaluated": 0, "timed": 0}
-    evaluate, measure = supernet.training.evaluate_network, predictors.devices.measure
+    evaluate, measure = bench.evaluate_network, bench.measure
 
     def evaluating(*arguments, **options):
         counts["evaluated"] += 1
@@ -39,8 +37,8 @@ def work(monkeypatch):
             counts["timed"] += 1
             yield item
 
-    monkeypatch.setattr(supernet.training, "evaluate_network", evaluating)
-    monkeypatch.setattr(predictors.devices, "measure", measuring)
+    monkeypatch.setattr(bench, "evaluate_network", evaluating)
+    monkeypatch.setattr(bench, "measure", measuring)
     return counts
 
 

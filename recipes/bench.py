@@ -1,84 +1,35 @@
-"""`supernet specialize`: the network of a supernet that is most accurate within a latency budget on a device."""
+"""What `supernet specialize` does: the bench that measures networks, and the search that it corrects."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from rich.progress import track
+from sklearn.base import clone
+from sklearn.model_selection import KFold, cross_val_predict
 
-if TYPE_CHECKING:
-    from predictors.devices import Device, Measurement
-    from supernet.model import Supernet
+from predictors.accuracy import AccuracyPredictor
+from predictors.devices import Device, Measurement, latencies, measure, undisturbed
+from predictors.latency import LatencyPredictor, quality
+from predictors.store import Store, digest, network_id
+from supernet.export import read_description, to_onnx, write_folder, write_network
+from supernet.model import Supernet, calibrate
+from supernet.search import evolutionary_search
+from supernet.training import evaluate_network
 
 FILES = ("network.json", "network.safetensors", "subnet.onnx", "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring, before it is admitted that the budget cannot be met
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
 
-def specialize(
-    supernet: str,
-    device: str,
-    max_latency: float,
-    out: str,
-    data: str | None = None,
-    latency_samples: int = 60,
-    accuracy_samples: int = 100,
-    finalists: int = 8,
-    population: int = 100,
-    generations: int = 500,
-    store: str | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Find the most accurate network within a latency budget, with no retraining, and write it as files.
-
-    Args:
-        supernet: folder of a trained supernet.
-        device: what the latency is of: torch or onnxruntime, on this machine.
-        max_latency: the budget in ms, on the device's statistic (the median) of the exported file.
-        out: folder to write: the subnet, its ONNX file, report.json and front.png.
-        data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
-        latency_samples: networks timed to fit the latency predictor.
-        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor.
-        finalists: networks that each search proposes, and that are exported and timed before one is chosen.
-        population: of the evolutionary search.
-        generations: of the evolutionary search.
-        store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
-        seed: of sampling and search.
-        overwrite: let it replace an earlier result in `out`.
-
-    Returns:
-        the report, as in report.json
-    """
-    if max_latency <= 0:
-        raise ValueError(f"max_latency = {max_latency} ms is not positive")
-
-    from predictors.devices import get_device
-    from predictors.store import Store
-    from recipes import import_families, make_data
-    from supernet.export import check_free, load
-
-    folder = Path(out)
-    check_free(folder, FILES, overwrite)
-    import_families()
-    network = load(supernet)
-    if network.extracted:
-        raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
-    timed_on = get_device(device)
-    path = Path(store) if store else Path(supernet).parent / "measurements.sqlite"
-    with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
-        bench = Bench(network, make_data(supernet, data), timed_on, measurements, Path(files), str(supernet))
-        return _specialize(
-            bench, max_latency, folder, latency_samples, accuracy_samples, finalists, population, generations, seed
-        )
-
-
-def _specialize(
+def find_network(
     bench: Bench,
     budget: float,
     folder: Path,
@@ -89,13 +40,10 @@ def _specialize(
     generations: int,
     seed: int,
 ) -> dict[str, Any]:
-    from sklearn.base import clone
-    from sklearn.model_selection import KFold, cross_val_predict
+    """Search, measure what was found as the files that ship, correct the predictors, until one meets the budget (ms).
 
-    from predictors.accuracy import AccuracyPredictor
-    from predictors.latency import LatencyPredictor, quality
-    from supernet.search import evolutionary_search
-
+    Writes the network to `folder` and returns the report; ValueError if none meets the budget.
+    """
     space, rng = bench.supernet.space, np.random.default_rng(seed)
     ends = space.encode([space.smallest(), space.largest()])
     X = np.concatenate([ends, space.sample(latency_samples - 2, rng)])
@@ -218,9 +166,7 @@ def confirmed(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> 
 class Bench:
     """A supernet, its data, a device and the store: what is measured once is never measured again."""
 
-    def __init__(self, supernet: Supernet, data: Any, device: Device, store: Any, files: Path, folder: str) -> None:
-        from predictors.store import digest
-
+    def __init__(self, supernet: Supernet, data: Any, device: Device, store: Store, files: Path, folder: str) -> None:
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.folder = files, folder
         files.mkdir(parents=True, exist_ok=True)
@@ -249,28 +195,20 @@ class Bench:
 
     def _undrifted(self, measurements: Sequence[Measurement]) -> np.ndarray:
         """All that was ever measured on the device tells what the reference takes when nothing disturbs."""
-        from predictors.devices import Measurement, latencies, undisturbed
-
         known = [Measurement.from_dict(r) for r in self.store.records("latency", device_id=self.device.id)]
         return latencies(measurements, self.device.statistic, undisturbed(known, self.device.statistic))
 
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
-        from predictors.store import network_id
-
         terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config
         arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name != "space"}
         name = network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
         return name, self.device.id
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
-        from predictors.devices import Measurement
-
         key = self._key(config, exporter)
         return [Measurement.from_dict(record) for record in self.store.get("latency", [key]).get(key, [])]
 
     def _time(self, configs: Sequence[Any], exporter: str, what: str) -> None:
-        from predictors.devices import measure
-
         if not configs:
             return
         keys = {self._key(config, exporter)[0]: config for config in configs}
@@ -281,8 +219,6 @@ class Bench:
             self.store.add("latency", (key, self.device.id), measurement.to_dict())
 
     def _source(self, config: Any, exporter: str) -> Callable[[], Any]:
-        from supernet.model import calibrate
-
         def make() -> Any:
             if exporter == "final":
                 subnet = self.calibrated(config)
@@ -297,8 +233,6 @@ class Bench:
         return make
 
     def onnx(self, config: Any, subnet: Any, inputs: Any, fast: bool) -> Path:
-        from supernet.export import to_onnx
-
         path = self.files / f"{self._key(config, 'search' if fast else 'final')[0]}.onnx"
         return path if path.is_file() else to_onnx(subnet, path, inputs, fast=fast)
 
@@ -306,8 +240,6 @@ class Bench:
 
     def evaluate(self, X: np.ndarray, what: str) -> dict[str, np.ndarray]:
         """{"accuracy": (n,), "loss": (n,)} of the rows of X on the held-out part, BatchNorm recalibrated."""
-        from supernet.training import evaluate_network
-
         configs = self.supernet.space.decode(X)
         keys = [(self._key(config, "")[0], self.weights_id, self.data_id) for config in configs]
         todo = {key: config for key, config in zip(keys, configs) if key in set(self.store.missing("accuracy", keys))}
@@ -317,16 +249,12 @@ class Bench:
         return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
 
     def calibrated(self, config: Any) -> Supernet:
-        from supernet.model import calibrate
-
         return calibrate(self.supernet.extract(config).eval(), self.data.calibration_batches())
 
     # ---- result
 
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
         """The winner's files, all or none: the saved subnet, its ONNX file, report.json and front.png."""
-        from supernet.export import read_description, to_onnx, write_folder, write_network
-
         subnet = self.calibrated(config)
 
         def write(temporary: Path) -> None:
@@ -340,8 +268,6 @@ class Bench:
 
 def weights_digest(network: Any) -> str:
     """sha256 of a network's state."""
-    import hashlib
-
     state = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         state.update(name.encode())
@@ -351,15 +277,11 @@ def weights_digest(network: Any) -> str:
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
     """The items, with a progress bar."""
-    from rich.progress import track
-
     yield from track(items, description=what, total=total) if total else ()
 
 
 def draw_front(report: dict[str, Any], path: Path) -> None:
     """Accuracy against latency: samples, finalists as predicted and as measured, the winner, the budget."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel=f"latency on {report['device']['name']} (ms)", ylabel="held-out accuracy")
     samples, finals = report["samples"], report["finalists"]
