@@ -1,9 +1,9 @@
 """Depthwise convolution whose weight gradient is fast on a CPU.
 
-torch's (oneDNN's) weight gradient of a depthwise convolution has a fast kernel only for channels_last images and
-weights at most 3 wide; a 5x5 or 7x7 takes several times as long as its forward pass. Here a wide kernel is cut into
-strips 3 wide, each of which is the weight gradient of a narrow convolution over the same, shifted image.
-`benchmarks/overhead.py` shows the gain: extracted subnets train with torch's.
+torch's (oneDNN's) weight gradient of a depthwise convolution is fast only for weights at most 3 wide; a 5x5 or 7x7
+takes several times as long as its forward pass. Here a wide kernel is cut into strips 3 wide, each of which is the
+weight gradient of a narrow convolution over the same, shifted image. `benchmarks/overhead.py` shows the gain:
+extracted subnets train with torch's.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
     Equal to `F.conv2d(x, weight, None, stride, k // 2, groups=C)`; the weight's gradient differs by rounding.
     """
-    fast = (
-        x.is_contiguous(memory_format=torch.channels_last)
-        and weight.size(3) <= STRIP
-        and weight.size(3) <= min(x.shape[2:])  # an image smaller than the kernel misses the fast one, too
-    )
-    if weight.requires_grad and x.device.type == "cpu" and not fast:
+    kernel, channels_last = weight.size(3), x.is_contiguous(memory_format=torch.channels_last)
+    # A channels_last image smaller than the kernel misses torch's fast path, too.
+    slow = kernel > STRIP or (channels_last and kernel > min(x.shape[2:]))
+    if weight.requires_grad and x.device.type == "cpu" and slow:
         return DepthwiseConv2d.apply(x, weight, stride)
     return F.conv2d(x, weight, None, stride, weight.size(3) // 2, groups=x.size(1))
 
