@@ -39,8 +39,8 @@ def alone(name: str, space: dict[str, list[int]]) -> list[dict[str, Any]]:
     return [phase(name, 10, space=space, **START)]
 
 
-# What `train` knows, beside the recipe itself. Each supernet takes 26 passes, each network alone as many as the largest
-# gets in the recipe.
+# What `train` knows, beside the recipe itself. Each supernet takes 25 to 26 passes, each network alone as many as the
+# largest gets in the recipe.
 SCHEDULES: dict[str, list[dict[str, Any]]] = {
     "shrinking": [
         phase("largest", 6, space=LARGEST, **START),

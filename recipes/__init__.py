@@ -141,7 +141,7 @@ def import_families() -> None:
     import ofa
 
     if not hasattr(ofa, "FAMILIES"):
-        place = ofa.__file__ or list(ofa.__path__)[0]
+        place = getattr(ofa, "__file__", None) or list(ofa.__path__)[0]  # a package without __init__ has no file
         raise ImportError(
             f"{place} is another project's package `ofa`, which has overwritten this one's: use an environment without"
             " it, or `pip uninstall ofa` and install supernet again"

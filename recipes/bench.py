@@ -19,12 +19,12 @@ from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device, Measurement, latencies, measure, undisturbed
 from predictors.latency import LatencyPredictor, quality
 from predictors.store import Store, digest, network_id
-from supernet.export import read_description, to_onnx, write_folder, write_network
+from supernet.export import NETWORK_FILES, read_description, to_onnx, write_folder, write_network
 from supernet.model import Supernet, calibrate
 from supernet.search import evolutionary_search
 from supernet.training import evaluate_network
 
-FILES = ("network.json", "network.safetensors", "subnet.onnx", "report.json", "front.png")
+FILES = (*NETWORK_FILES, "subnet.onnx", "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring, before it is admitted that the budget cannot be met
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -47,18 +47,18 @@ def find_network(
     space, rng = bench.supernet.space, np.random.default_rng(seed)
     ends = space.encode([space.smallest(), space.largest()])
     X = np.concatenate([ends, space.sample(latency_samples - 2, rng)])
-    latencies = bench.latencies(X, "timing samples")
+    timed_ms = bench.latencies(X, "timing samples")
     latency = LatencyPredictor(terms=bench.supernet.cost_terms)
     folds = KFold(5, shuffle=True, random_state=seed)
     report: dict[str, Any] = {
         "budget_ms": budget,
         "device": dataclasses.asdict(bench.device) | bench.device.fingerprint(),
-        "latency_predictor": quality(latencies, cross_val_predict(clone(latency), X, latencies, cv=folds)),
-        "smallest_ms": latencies[0],
-        "largest_ms": latencies[1],
+        "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
+        "smallest_ms": timed_ms[0],
+        "largest_ms": timed_ms[1],
     }
-    latency.fit(X, latencies)
-    cheapest = min(latencies.min(), latency.predict(X).min())
+    latency.fit(X, timed_ms)
+    cheapest = min(timed_ms.min(), latency.predict(X).min())
     if budget < cheapest:
         raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
 
@@ -112,8 +112,8 @@ def find_network(
         winner = confirmed(bench, list(timed.values()), budget)
         if winner is not None:
             break
-        X, latencies = np.concatenate([X, C]), np.concatenate([latencies, measured])
-        latency.fit(X, latencies)
+        X, timed_ms = np.concatenate([X, C]), np.concatenate([timed_ms, measured])
+        latency.fit(X, timed_ms)
     finals = list(timed.values())
     if winner is None:
         fastest = min((final["latency_ms"] for final in finals), default=float(cheapest))
