@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from supernet.training import ResumableBatches, ResumableLoader, derive_seed, training_position
+from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, derive_seed, training_position
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +35,7 @@ class ImageData(pl.LightningDataModule):
         dataset: digits (inside scikit-learn), fashion_mnist, folder (`root`/train and `root`/val with a folder per
             class; val is the test set), torchvision:NAME or timm:NAME.
         root: where the files are. fashion_mnist also looks where Debian's package puts them.
-        batch_size: of training and evaluation.
+        batch_size: of training and evaluation, in each process.
         holdout: images held out of the training set.
         calibration: training images whose statistics recalibrate BatchNorm, without augmentation.
         image_size: height and width of the batches in pixels; None for images that share a size already.
@@ -102,25 +102,39 @@ class ImageData(pl.LightningDataModule):
         }
         self._calibration_cache: list[tuple[Tensor]] | None = None
 
+    @property
+    def _process(self) -> tuple[int, int]:
+        """(rank, processes) of the training this module is attached to."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def train_dataloader(self) -> DataLoader:
-        batches = ResumableBatches(len(self.train), self.batch_size, self.seed, self._position)
+        sampler = ResumableSampler(len(self.train), self.seed, self._position, *self._process)
+        if len(sampler) < self.batch_size:
+            raise ValueError(f"{len(sampler)} training images do not fill one batch of {self.batch_size}")
         return ResumableLoader(
-            self.train, batch_sampler=batches, num_workers=self.workers, persistent_workers=self.workers > 0
+            self.train,
+            self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
         )
 
     def _position(self) -> tuple[int, int]:
-        return training_position(self.trainer, len(self.train) // self.batch_size)
+        _, processes = self._process
+        epoch, batch = training_position(self.trainer, len(self.train) // processes // self.batch_size)
+        return epoch, batch * self.batch_size
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.held_out)
+        return self._loader(self.held_out, ShardSampler(len(self.held_out), *self._process))
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.test)
+        return self._loader(self.test, ShardSampler(len(self.test), *self._process))
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, images: Images) -> DataLoader:
-        return DataLoader(images, self.batch_size, num_workers=self.workers)
+    def _loader(self, images: Images, sampler: ShardSampler | None = None) -> DataLoader:
+        return DataLoader(images, self.batch_size, sampler=sampler, num_workers=self.workers)
 
     def calibration_batches(self) -> Iterator[tuple[Tensor]]:
         """Batches `(images,)` of training images for BatchNorm statistics, the same ones every time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -29,8 +30,13 @@ def run(argv: list[str]) -> None:
     if command in LIGHTNING:
         from recipes.lightning import SupernetCLI
 
-        sys.argv = ["supernet"]  # LightningCLI warns where both its args and the process's are set
-        SupernetCLI(args=resolve_recipes(argv))
+        # pytorch-lightning 2.6 calls torch's deprecated pytree name itself.
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
+        # ... and warns of the frozen teacher, which is meant to be in eval mode.
+        warnings.filterwarnings("ignore", "Found .* module.s. in eval mode at the start of training")
+        # Lightning's processes beyond the first run the command of sys.argv.
+        sys.argv = [sys.argv[0], *resolve_recipes(argv)]
+        SupernetCLI()
     elif command in VERBS:
         from jsonargparse import ArgumentParser
 

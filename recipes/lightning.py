@@ -17,7 +17,7 @@ from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidati
 
 
 class SupernetCLI(LightningCLI):
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self) -> None:
         import_families()
         super().__init__(
             model_class=SupernetTask,
@@ -27,7 +27,6 @@ class SupernetCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
             auto_configure_optimizers=False,
-            args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -73,12 +72,12 @@ class SupernetCLI(LightningCLI):
                         " true"
                     )
         check_free(run / "supernet", NETWORK_FILES, overwrite=True)
-        if not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             run.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
 
     def after_fit(self) -> None:
-        if self.trainer.fast_dev_run or self.trainer.interrupted:
+        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
         run = Path(self._get(self.config, "run"))
         data = self._get(self.config, "data").as_dict()

@@ -7,7 +7,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader, DistributedSampler
 
 from supernet import sampling
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
@@ -26,7 +29,6 @@ from supernet.model import Supernet, calibrate
 from supernet.space import SearchSpace
 
 OptimizerCallable = Callable[[Iterable], Optimizer]
-nesterov_sgd = partial(SGD, momentum=0.9, nesterov=True, weight_decay=3e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- phases
@@ -127,33 +129,46 @@ def learning_rate(phase: Phase, steps_per_epoch: int, step: int) -> float:
 # ------------------------------------------------------------------------------------------------------ data
 
 
-class ResumableBatches:
-    """A batch sampler whose order is a function of (seed, epoch), and which starts where the training stands.
+class ResumableSampler(DistributedSampler):
+    """An order that is a function of (seed, epoch), cut among the processes, which starts where the training stands.
 
-    Yields lists of (epoch, index), so that augmentation can be a function of (seed, epoch, index) in any worker.
-    `position` gives (epoch, first batch) when an epoch's iterator is made.
+    Yields (epoch, index), so that augmentation can be a function of (seed, epoch, index) in any worker. `position`
+    gives (epoch, items of this process already seen) when an epoch's iterator is made. The batches of `batch_size` of
+    all processes together are the batch of `batch_size * world` that one process would see. Lightning leaves a
+    DistributedSampler as it is.
     """
 
     def __init__(
-        self, items: int, batch_size: int, seed: int, position: Callable[[], tuple[int, int]], drop_last: bool = True
+        self, items: int, seed: int, position: Callable[[], tuple[int, int]], rank: int = 0, world: int = 1
     ) -> None:
-        if drop_last and items < batch_size:
-            raise ValueError(f"{items} training items do not fill one batch of {batch_size}")
-        self.items, self.batch_size, self.seed = items, batch_size, seed
-        self.position, self.drop_last = position, drop_last
+        super().__init__(range(items), num_replicas=world, rank=rank, seed=seed, drop_last=True)
+        self.position = position
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, seen = self.position()
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        for index in order[self.rank :: self.num_replicas][seen : self.num_samples]:
+            yield epoch, int(index)
 
     def __len__(self) -> int:
-        return self.items // self.batch_size if self.drop_last else math.ceil(self.items / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first = self.position()
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.items)
-        for batch in range(first, len(self)):
-            yield [(epoch, int(i)) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+        return self.num_samples
 
 
-class ResumableLoader(torch.utils.data.DataLoader):
-    """A DataLoader over `ResumableBatches`. Lightning asks a resumable loader for its state; ours is the step."""
+class ShardSampler(DistributedSampler):
+    """Every `world`-th item, in order; unlike torch's, none twice, so that figures over all processes are exact."""
+
+    def __init__(self, items: int, rank: int = 0, world: int = 1) -> None:
+        super().__init__(range(items), num_replicas=world, rank=rank)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.dataset[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        return len(self.dataset[self.rank :: self.num_replicas])
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over a `ResumableSampler`. Lightning asks a resumable loader for its state; ours is the step."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -163,7 +178,7 @@ class ResumableLoader(torch.utils.data.DataLoader):
 
 
 def training_position(trainer: pl.Trainer, batches: int) -> tuple[int, int]:
-    """(epoch, batch) at which training goes on, from the number of optimizer steps done."""
+    """(epoch, batch) at which training goes on, from the optimizer steps done; `batches` of a process in an epoch."""
     accumulate = trainer.lightning_module.accumulate
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -201,7 +216,7 @@ class SupernetTask(pl.LightningModule):
         self,
         supernet: Supernet,
         phases: list[Phase],
-        optimizer: OptimizerCallable = nesterov_sgd,
+        optimizer: OptimizerCallable = lambda params: SGD(params, momentum=0.9, nesterov=True, weight_decay=3e-5),
         label_smoothing: float = 0.1,
         distillation: str = "cross_entropy",
         teacher_mode: str = "eval",
@@ -268,10 +283,14 @@ class SupernetTask(pl.LightningModule):
         trainer.fit_loop.epoch_loop.max_steps = wanted["max_steps"]
 
     def on_fit_start(self) -> None:
+        if self.trainer.precision == "16-mixed" and self.clip_norm is not None:
+            raise ValueError("clip_norm would clip gradients that precision 16-mixed has scaled: use bf16-mixed")
         if any(isinstance(module, nn.SyncBatchNorm) for module in self.supernet.modules()):
             raise ValueError("sync_batchnorm would replace elastic BatchNorm layers by plain ones: leave it off")
-        if self.trainer.world_size > 1:
-            raise NotImplementedError("training on more than one process is not supported yet: use devices=1")
+        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
+            raise NotImplementedError(
+                f"{type(self.trainer.strategy).__name__}: training on several processes needs strategy ddp"
+            )
 
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:
@@ -293,22 +312,29 @@ class SupernetTask(pl.LightningModule):
             optimizer.zero_grad()
             self.counted = 0
             self.log_dict({"lr": lr, "phase": float(index)}, prog_bar=True)
-        torch.manual_seed(derive_seed(self.seed, step, micro))
+        torch.manual_seed(derive_seed(self.seed, step, micro, self.global_rank))
 
         *inputs, target = batch
-        counted = int((target != self.ignore_index).sum()) if self.accumulate > 1 else 1
+        counted = int((target != self.ignore_index).sum()) if self.weighted else 1
         losses = self.losses(inputs, target, phase, self.sample(phase, space, step))
         total = 0.0
-        for loss in losses:  # one backward a subnet: the next one changes the active size
-            self.manual_backward(loss * counted if self.accumulate > 1 else loss)
-            total += loss.detach()
+        ddp = isinstance(self.trainer.model, DistributedDataParallel)
+        with self.trainer.model.no_sync() if ddp else nullcontext():  # `_step` reduces, once for all subnets
+            for loss in losses:  # one backward a subnet: the next one changes the active size
+                self.manual_backward(loss * counted if self.weighted else loss)
+                total += loss.detach()
         self.counted += counted
         self.log("train/loss", total / phase.subnets, prog_bar=True)
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether a step's gradient is made of several losses, which then weigh by the targets they counted."""
+        return self.accumulate > 1 or self.trainer.world_size > 1
+
     def sample(self, phase: Phase, space: SearchSpace, step: int) -> list[Any]:
-        """The configs that a global step trains."""
+        """The configs that a global step trains, the same in every process."""
         shared = self.supernet.input_choices
         if phase.sampler == "stratified":
             cost = lambda X: self.supernet.costs(X)["macs"]  # noqa: E731
@@ -356,16 +382,31 @@ class SupernetTask(pl.LightningModule):
         optimizer.state.clear()
         wants = [phase.teacher == "frozen" for phase in self.phases]
         if wants[index] and not any(wants[:index]):
+            if self.trainer.world_size > 1:  # BatchNorm statistics are each process's own; the teacher is the same
+                for buffer in self.supernet.buffers():
+                    torch.distributed.broadcast(buffer, 0)
             trained = self.supernet.extract(self.supernet.space.largest())
             self.teacher.load_state_dict(trained.state_dict())
+            if self.teacher_mode == "eval" and not all(map(self._is_largest_only, self.spaces[:index])):
+                calibrate(self.teacher, self.trainer.datamodule.calibration_batches())
+
+    def _is_largest_only(self, space: SearchSpace) -> bool:
+        """Whether a phase over `space` leaves the largest network's own BatchNorm statistics, not a mixture's."""
+        top = self.supernet.space.largest()
+        inputs = {name: getattr(top, name) for name in self.supernet.input_choices}
+        return all(dataclasses.replace(end, **inputs) == top for end in (space.largest(), space.smallest()))
 
     def _step(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for p in parameters:
-            if p.grad is None and self.decay_unsampled:
-                p.grad = torch.zeros_like(p)
-            elif p.grad is not None and self.accumulate > 1:
-                p.grad /= self.counted
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if self.trainer.world_size > 1:
+            self.counted = sum_over_processes(grads, self.counted)
+        if self.weighted:
+            torch._foreach_div_(grads, self.counted)
+        if self.decay_unsampled:
+            for p in parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
         if self.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             self.log("train/grad_norm", norm)
@@ -434,6 +475,17 @@ def derive_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def sum_over_processes(grads: Sequence[Tensor], counted: int) -> float:
+    """Sum gradients in place, in one message, over all processes; returns the sum of their `counted`."""
+    message = torch.cat([grad.flatten() for grad in grads])
+    total = torch.tensor(counted, dtype=torch.float64, device=message.device)
+    torch.distributed.all_reduce(message)
+    torch.distributed.all_reduce(total)
+    for grad, part in zip(grads, message.split([grad.numel() for grad in grads])):
+        grad.copy_(part.view_as(grad))
+    return float(total)
+
+
 def unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return list({id(p): p for p in parameters}.values())
 
@@ -461,39 +513,40 @@ class SubnetValidation(pl.Callback):
         for name, config in configs.items():
             subnet = task.supernet.extract(config).eval()
             self.subnets[name] = calibrate(subnet, trainer.datamodule.calibration_batches())
+        self.sums = {name: torch.zeros(2, device=task.device) for name in self.subnets}  # of accuracy, loss
+        self.counted = torch.zeros(1, device=task.device)
 
+    @torch.no_grad()
     def on_validation_batch_end(
         self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluate(task, batch, "val")
+        *inputs, target = batch
+        counted = (target != task.ignore_index).sum()
+        for name, subnet in self.subnets.items():
+            figures = figures_of(subnet(*task.prepare(inputs, subnet.config)), target, task.ignore_index)
+            self.sums[name] += counted * torch.stack([figures["accuracy"], figures["loss"]])
+        self.counted += counted
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, task: SupernetTask, stage: str = "val") -> None:
+        # Lightning's own mean over processes truncates the weights to integers.
+        sums = trainer.strategy.reduce(torch.stack(list(self.sums.values())), reduce_op="sum")
+        figures = dict(zip(self.sums, sums / trainer.strategy.reduce(self.counted, reduce_op="sum")))
+        drawn = [figures.pop(name) for name in list(figures) if name.startswith("random")]
+        if drawn:
+            figures["random"] = torch.stack(drawn).mean(0)
+        for name, (accuracy, loss) in figures.items():
+            task.log(f"{stage}/accuracy/{name}", accuracy, prog_bar=True, sync_dist=True)
+            task.log(f"{stage}/loss/{name}", loss, sync_dist=True)
 
     def on_validation_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         self.subnets.clear()
 
-    def on_test_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        self.on_validation_start(trainer, task)
+    def on_test_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self.on_validation_epoch_end(trainer, task, "test")
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluate(task, batch, "test")
-
-    def on_test_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        self.subnets.clear()
-
-    @torch.no_grad()
-    def _evaluate(self, task: SupernetTask, batch: Any, stage: str) -> None:
-        *inputs, target = batch
-        figures: dict[str, list[Tensor]] = {}
-        for name, subnet in self.subnets.items():
-            logits = subnet(*task.prepare(inputs, subnet.config))
-            group = "random" if name.startswith("random") else name
-            for figure, value in figures_of(logits, target, task.ignore_index).items():
-                figures.setdefault(f"{stage}/{figure}/{group}", []).append(value)
-        counted = int((target != task.ignore_index).sum())
-        for figure, values in figures.items():
-            mean = torch.stack(values).mean()
-            task.log(figure, mean, on_step=False, on_epoch=True, prog_bar="accuracy" in figure, batch_size=counted)
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_end = on_validation_end
 
 
 def figures_of(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> dict[str, Tensor]:
@@ -539,7 +592,7 @@ class LastCheckpoint(pl.Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         if not trainer.fast_dev_run:
             self.saved_step = trainer.global_step
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import ofa  # noqa: F401 (the family of the networks loaded here)
 from recipes.cli import RECIPES, main, recipe_path
 
 SMALL = ["--scale-phases", "0.01", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
@@ -27,6 +28,18 @@ def test_a_run_is_one_folder(run):
     names = {path.name for path in run.iterdir()}
     assert names == {"checkpoints", "config.yaml", "logs", "supernet"}
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_runs_config_is_a_recipe(run, tmp_path):
+    done = supernet(
+        "fit", "--config", str(run / "config.yaml"), "--run", str(tmp_path), "--trainer.fast_dev_run", "true"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_says_nothing_of_third_party_deprecations(tmp_path):
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path), "--trainer.fast_dev_run", "true")
+    assert "deprecated" not in done.stderr and "eval mode" not in done.stderr
 
 
 def test_a_taken_folder_is_not_overwritten_unasked(run):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from safetensors.torch import load_file
@@ -28,25 +27,27 @@ model:
 trainer:
   {limit_train_batches: 6, limit_val_batches: 0, num_sanity_val_steps: 0, logger: false, enable_progress_bar: false}
 """
-# Pauses before each step, so that the kill falls where it is meant to.
-FIT = textwrap.dedent("""
-    import sys, time
-    from supernet import training
-    kill_at, step = int(sys.argv[1]), training.SupernetTask.training_step
-    def paused(task, batch, batch_idx):
-        if task.global_step == kill_at:
-            print("here", flush=True)
-            time.sleep(600)
-        return step(task, batch, batch_idx)
-    training.SupernetTask.training_step = paused
-    from recipes.cli import main
-    main(["fit", *sys.argv[2:]])
-""")
+# Stops before a step, so that the kill falls where it is meant to.
+FIT = """
+import os, time
+from supernet import training
+kill_at, step = int(os.environ["KILL_AT"]), training.SupernetTask.training_step
+def paused(task, batch, batch_idx):
+    if task.global_step == kill_at:
+        print("here", flush=True)
+        time.sleep(600)
+    return step(task, batch, batch_idx)
+training.SupernetTask.training_step = paused
+from recipes.cli import main
+main()
+"""
+TWO_PROCESSES = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
-def fit(recipe, run, kill_at=-1, *more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", FIT, str(kill_at), "--config", str(recipe), "--run", str(run), *more]
+def fit(recipe, run, *more, kill_at=-1):
+    (recipe.parent / "fit.py").write_text(FIT)  # a file: the first process starts the second with it
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "KILL_AT": str(kill_at)}
+    arguments = [sys.executable, recipe.parent / "fit.py", "fit", "--config", str(recipe), "--run", str(run), *more]
     with subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -67,16 +68,26 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(recipe, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
-    fit(recipe, run)
-    return load_file(run / "supernet" / "network.safetensors")
+    """{how many processes: the weights of a whole run}."""
+    weights = {}
+    for processes, more in ((1, ()), (2, TWO_PROCESSES)):
+        run = tmp_path_factory.mktemp("whole") / "run"
+        fit(recipe, run, *more)
+        weights[processes] = load_file(run / "supernet" / "network.safetensors")
+    return weights
 
 
-@pytest.mark.parametrize("kill_at", [3, 6, 15], ids=["mid-epoch", "first step of a phase", "last phase"])
-def test_a_killed_run_resumes_bit_identically(recipe, uninterrupted, tmp_path, kill_at):
-    fit(recipe, tmp_path / "run", kill_at)
+@pytest.mark.parametrize(
+    ("kill_at", "processes"),
+    [(3, 1), (6, 1), (15, 1), (6, 2)],
+    ids=["mid-epoch", "first step of a phase", "last phase", "first step of a phase, two processes"],
+)
+def test_a_killed_run_resumes_bit_identically(recipe, uninterrupted, tmp_path, kill_at, processes):
+    more = TWO_PROCESSES if processes == 2 else ()
+    fit(recipe, tmp_path / "run", *more, kill_at=kill_at)
     assert not (tmp_path / "run" / "supernet").exists()
-    fit(recipe, tmp_path / "run", -1, "--ckpt_path", "last")
+    fit(recipe, tmp_path / "run", *more, "--ckpt_path", "last")
     resumed = load_file(tmp_path / "run" / "supernet" / "network.safetensors")
-    assert resumed.keys() == uninterrupted.keys()
-    assert all((resumed[name] == tensor).all() for name, tensor in uninterrupted.items())
+    whole = uninterrupted[processes]
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == tensor).all() for name, tensor in whole.items())

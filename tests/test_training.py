@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -11,7 +9,8 @@ from supernet.distillation import label_loss, soft_cross_entropy, squared_error
 from supernet.training import (
     AtomicCheckpointIO,
     Phase,
-    ResumableBatches,
+    ResumableSampler,
+    ShardSampler,
     SubnetValidation,
     SupernetTask,
     learning_rate,
@@ -95,6 +94,7 @@ def test_the_teacher_computes_what_the_largest_network_computed(tmp_path):
     with torch.no_grad():
         for p in task.supernet.parameters():
             p.mul_(1.1)
+    task.trainer = make_trainer(tmp_path)
     optimizer = task.configure_optimizers()
     x = torch.randn(2, 1, 24, 24)
     task.eval()
@@ -158,18 +158,39 @@ def test_classes_that_are_not_the_datas_are_refused(tmp_path):
         make_trainer(tmp_path).fit(SupernetTask(supernet, PHASES), make_data())
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
-    phases = [Phase("x", lr=0.1, steps=1, space=ALL)]
-    supernets = []
-    for batch_size, accumulate in ((32, 1), (16, 2)):
-        task = make_task(phases, accumulate=accumulate)
-        task.supernet.eval().requires_grad_(True)
-        task.train = lambda mode=True, task=task: task  # keep BatchNorm and dropout out of it
-        data = ofa.ImageData(batch_size=batch_size)
-        make_trainer(tmp_path, limit_train_batches=accumulate, limit_val_batches=0).fit(task, data)
-        supernets.append(task.supernet)
-    for a, b in zip(*(s.parameters() for s in supernets)):
-        assert torch.allclose(a, b, atol=1e-5)
+def update_without_batch_statistics(folder, batch_size, accumulate=1, **options):
+    """{parameter: change} in one step on 32 images, with BatchNorm and dropout in eval mode."""
+    phases = [Phase("x", lr=0.1, steps=1, subnets=2, space={"depth": [2, 4]})]
+    task = make_task(phases, accumulate=accumulate, clip_norm=1.0)
+    for module in task.supernet.modules():
+        module.momentum = 1.0
+    task.supernet(torch.randn(64, 1, 24, 24))
+    before = {name: p.detach().clone() for name, p in task.supernet.named_parameters()}
+    task.supernet.eval()
+    task.train = lambda mode=True: task
+    data = ofa.ImageData(batch_size=batch_size)
+    make_trainer(folder, limit_train_batches=accumulate, limit_val_batches=0, **options).fit(task, data)
+    return {name: p.detach() - before[name] for name, p in task.supernet.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 2}, {"strategy": "ddp_fork", "devices": 2}], ids=["accumulated", "two processes"]
+)
+def test_the_step_of_two_half_batches_is_that_of_the_whole(tmp_path, options):
+    whole = update_without_batch_statistics(tmp_path, 32)
+    halves = update_without_batch_statistics(tmp_path, 16, **options)
+    assert max(change.abs().max() for change in whole.values()) > 1e-3
+    for name, change in whole.items():
+        assert torch.allclose(change, halves[name], atol=1e-6), name
+
+
+def test_figures_over_two_processes_are_those_of_one(tmp_path):
+    figures = []
+    for options in ({}, {"strategy": "ddp_fork", "devices": 2}):
+        trainer = make_trainer(tmp_path, callbacks=[SubnetValidation(random=1)], limit_val_batches=1.0, **options)
+        data = ofa.ImageData(batch_size=16, calibration=32, holdout=37)
+        figures.append(trainer.validate(make_task(), data, verbose=False)[0])
+    assert len(figures[0]) == 6 and figures[1] == pytest.approx(figures[0])
 
 
 def test_clipping_bounds_the_gradient_norm(tmp_path):
@@ -262,12 +283,24 @@ def test_soft_cross_entropy_is_least_at_the_teacher():
 # ---- resuming
 
 
-def test_batches_are_a_function_of_seed_and_epoch_and_start_anywhere():
-    whole = list(ResumableBatches(50, 8, 3, lambda: (2, 0)))
-    assert list(ResumableBatches(50, 8, 3, lambda: (2, 4))) == whole[4:]
-    assert list(ResumableBatches(50, 8, 3, lambda: (1, 0))) != whole
-    assert all(epoch == 2 for batch in whole for epoch, _ in batch)
-    assert len(whole) == math.floor(50 / 8)
+def test_the_order_is_a_function_of_seed_and_epoch_and_starts_anywhere():
+    whole = list(ResumableSampler(50, 3, lambda: (2, 0)))
+    assert list(ResumableSampler(50, 3, lambda: (2, 16))) == whole[16:]
+    assert list(ResumableSampler(50, 3, lambda: (1, 0))) != whole
+    assert sorted(whole) == [(2, i) for i in range(50)]
+
+
+def test_processes_together_see_the_batches_that_one_would():
+    whole = list(ResumableSampler(50, 3, lambda: (0, 0)))
+    parts = [list(ResumableSampler(50, 3, lambda: (0, 4), rank, 2)) for rank in range(2)]
+    assert set(whole[8:16]) == {*parts[0][:4], *parts[1][:4]}
+
+
+@pytest.mark.parametrize("items", [5, 6, 7])
+def test_shards_hold_every_item_once(items):
+    shards = [ShardSampler(items, rank, 3) for rank in range(3)]
+    assert sorted(i for shard in shards for i in shard) == list(range(items))
+    assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]
 
 
 class StopAt(pl.Callback):
