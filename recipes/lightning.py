@@ -74,7 +74,8 @@ class SupernetCLI(LightningCLI):
         check_free(run / "supernet", NETWORK_FILES, overwrite=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             run.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
+            parser = self._parser("fit")
+            parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
 
     def after_fit(self) -> None:
         if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
