@@ -74,6 +74,8 @@ def train(name: str, seed: int, root: str, out: Path) -> None:
     arguments += [part for option in seeds for part in (option, str(seed))]
     if (run / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
+    else:
+        arguments += ["--overwrite", "true"]  # what a run left that ended before its first checkpoint
     code = "from recipes.cli import main; main()"
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     status = subprocess.run([sys.executable, "-c", code, *arguments], env=environment).returncode
@@ -89,13 +91,13 @@ def score(run: Path) -> dict[str, Any]:
     import torch
 
     import ofa  # noqa: F401  (its families can then be loaded)
-    from recipes import make_data
+    from recipes import make_data, read_section
     from supernet.export import load
     from supernet.model import calibrate
     from supernet.training import evaluate_network
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    supernet, data = load(run / "supernet"), make_data(str(run / "supernet"))
+    supernet, data = load(run / "supernet"), make_data(read_section(str(run / "supernet")))
     space = supernet.space
     phases = yaml.safe_load((run / "recipe.yaml").read_text())["model"]["phases"]
     only = phases[0]["space"] if len(phases) == 1 and "space" in phases[0] else None  # a network trained alone

@@ -77,23 +77,38 @@ class ImageData(pl.LightningDataModule):
             raise ValueError(f"{dataset}: {len(self.classes)} class is not enough to learn from")
         if not 0 < holdout < len(source.train):
             raise ValueError(f"holdout = {holdout} does not leave both parts of {len(source.train)} training images")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("calibration", calibration, 1),
+            ("padding", padding, 0),
+            ("workers", workers, 0),
+            ("seed", seed, 0),
+            ("image_size", 1 if image_size is None else image_size, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} = {value}: at least {least}")
         channels = source.channels if channels is None else channels
         if channels not in (1, 3):
             raise ValueError(f"channels = {channels} is neither 1 nor 3")
         mean, std = source.mean if mean is None else mean, source.std if std is None else std
         if not len(mean) == len(std) == channels:
             raise ValueError(f"mean and std must have {channels} values, one for each channel")
+        if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
+            raise ValueError(f"mean = {mean} and std = {std} must be finite, std positive")
 
         augment, plain = transforms(image_size, padding, scale, flip, jitter)
         finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
         order = np.random.default_rng((seed, 0)).permutation(len(source.train))
-        held, trained = np.sort(order[:holdout]), np.sort(order[holdout:])
+        held, trained = np.sort(order[:holdout]), order[holdout:]
         mode = "L" if channels == 1 else "RGB"
-        self.train = Images(source.train, trained, mode, v2.Compose([*augment, finish]), seed)
+        self.train = Images(source.train, np.sort(trained), mode, v2.Compose([*augment, finish]), seed)
+        # In random order: many data sets are sorted by class, and a batch of one class has that class's statistics.
         self.calibration = Images(source.train, trained[:calibration], mode, v2.Compose([*plain, finish]))
         self.held_out = Images(source.train, held, mode, v2.Compose([*plain, finish]))
         self.test = Images(source.test, np.arange(len(source.test)), mode, v2.Compose([*plain, finish]))
         image, _ = self.held_out[0]
+        for part in (self.train, self.calibration, self.held_out, self.test):
+            part.shape = image.shape
         self.input_spec: dict[str, Any] = {
             "shape": list(image.shape),
             "mean": list(mean),
@@ -121,6 +136,8 @@ class ImageData(pl.LightningDataModule):
         )
 
     def _position(self) -> tuple[int, int]:
+        if not self.trainer:
+            return 0, 0
         _, processes = self._process
         epoch, batch = training_position(self.trainer, len(self.train) // processes // self.batch_size)
         return epoch, batch * self.batch_size
@@ -131,10 +148,16 @@ class ImageData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.test, ShardSampler(len(self.test), *self._process))
 
-    predict_dataloader = test_dataloader
-
     def _loader(self, images: Images, sampler: ShardSampler | None = None) -> DataLoader:
         return DataLoader(images, self.batch_size, sampler=sampler, num_workers=self.workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "images": len(self.train)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise ValueError where a training would be resumed with other batches than it began with."""
+        if self.trainer.state.fn == "fit" and state != self.state_dict():
+            raise ValueError(f"the run began with the training data {state}; now they are {self.state_dict()}")
 
     def calibration_batches(self) -> Iterator[tuple[Tensor]]:
         """Batches `(images,)` of training images for BatchNorm statistics, the same ones every time."""
@@ -157,6 +180,7 @@ class Images(Dataset):
 
     def __init__(self, source: Dataset, indices: np.ndarray, mode: str, transform: Callable, seed: int = 0) -> None:
         self.source, self.indices, self.mode, self.transform, self.seed = source, indices, mode, transform, seed
+        self.shape: torch.Size | None = None  # what every image must have come to
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -164,19 +188,31 @@ class Images(Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = index if isinstance(index, tuple) else (0, index)
         position = int(self.indices[number])
+        path = getattr(self.source, "samples", None)
+        name = path[position][0] if path else f"image {position}"
         try:
             image, label = self.source[position]
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError on some broken PNGs
-            path = getattr(self.source, "samples", None)
-            name = path[position][0] if path else f"image {position}"
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all seen of PIL
             raise ValueError(f"{name} cannot be read as an image: {error}") from error
         if isinstance(image, Image.Image):
-            image = v2.functional.pil_to_tensor(image if image.mode == self.mode else image.convert(self.mode))
+            image = v2.functional.pil_to_tensor(image if image.mode == self.mode else to_mode(image, self.mode, name))
         elif image.size(0) != (1 if self.mode == "L" else 3):
             image = v2.functional.rgb_to_grayscale(image) if self.mode == "L" else image.expand(3, -1, -1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, epoch, position))
-            return self.transform(image), int(label)
+            image = self.transform(image)
+        if self.shape is not None and image.shape != self.shape:
+            raise ValueError(f"{name} is {tuple(image.shape)}, others are {tuple(self.shape)}: give an image_size")
+        return image, int(label)
+
+
+def to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """An image as 8-bit L or RGB. Of 16 bits, which PIL would clip, the upper 8 are taken."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name} has pixels of 32 bits, whose range is not known: save it with 8 or 16")
+    return image.convert(mode)
 
 
 def transforms(
@@ -312,12 +348,22 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
         raise ValueError(f"{path} cannot be read as an idx file: {error}") from error
 
 
+class Folder(datasets.ImageFolder):
+    """torchvision's, without hidden folders such as .ipynb_checkpoints, and with images in their own mode."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = sorted(path.name for path in Path(directory).iterdir() if path.is_dir() and path.name[0] != ".")
+        if not names:
+            raise FileNotFoundError(f"there is no class folder in {directory}")
+        return names, {name: i for i, name in enumerate(names)}
+
+
 def image_folder(root: str | None) -> Source:
     """`root`/train and `root`/val, each with a folder of images per class."""
     if root is None:
         raise ValueError("dataset: folder needs --data.root, a folder with train and val inside")
     try:
-        train, test = datasets.ImageFolder(Path(root) / "train"), datasets.ImageFolder(Path(root) / "val")
+        train, test = (Folder(Path(root) / part, loader=Image.open) for part in ("train", "val"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{root} is not an image folder with train/CLASS/ and val/CLASS/: {error}") from error
     if train.classes != test.classes:

@@ -50,6 +50,11 @@ def mobilenet_v3_space(
     resolution: Sequence[int] = (224,),
 ) -> SearchSpace:
     """The space of MobileNetV3: OFA's choices unless given otherwise. OFA trains 25 resolutions, 128 to 224 by 4."""
+    named = {"depth": depth, "kernel_size": kernel_size, "expand_ratio": expand_ratio, "resolution": resolution}
+    for name, values in named.items():
+        for value in values:
+            if value <= 0 or (value != int(value) and name != "expand_ratio"):
+                raise ValueError(f"{name}: {value} is not a positive integer")
     for size in kernel_size:
         if size % 2 == 0:
             raise ValueError(f"kernel_size: {size} is even, so it has no centre")
@@ -125,6 +130,14 @@ class MobileNetV3(Supernet):
             zero_init_residual=zero_init_residual,
         )
         super().__init__(mobilenet_v3_space() if space is None else space, arguments)
+        for name, value in (
+            ("num_classes", num_classes),
+            ("width_mult", width_mult),
+            ("in_channels", in_channels),
+            ("stem_stride", stem_stride),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} = {value} is not positive")
         kernel_sizes, expand_ratios = self.space["kernel_size"].values, self.space["expand_ratio"].values
         stem, first, final, last = scaled(width_mult, STEM, FIRST, FINAL, LAST)
 

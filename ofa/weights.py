@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ofa.mobilenet_v3 import STAGES, MobileNetV3
+from supernet.training import read_checkpoint
 
 # Ours -> published, for layers outside and inside the blocks. Elastic blocks of a published supernet wrap each
 # convolution and BatchNorm once more, so that their names are doubled: conv.conv.weight, bn.bn.weight.
@@ -78,11 +77,10 @@ def load_published(supernet: MobileNetV3, source: str | Path | Mapping[str, Tens
     if isinstance(source, Mapping):
         state = dict(source)
     else:
-        try:
-            state = torch.load(source, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-            raise ValueError(f"{source} cannot be read as a checkpoint: {error}") from error
+        state = read_checkpoint(source)
     state = state.get("state_dict", state)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError("the checkpoint does not name tensors")
     given = {_plain(name): tensor for name, tensor in state.items()}
     blocks = supernet.space["kernel_size"].shape[1]
     ours, loaded = supernet.state_dict(), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["evaluate", "export", "make_data", "specialize"]
+__all__ = ["evaluate", "export", "make_data", "read_section", "specialize"]
 
 FORMATS = ("onnx", "timm")
 
@@ -45,8 +45,12 @@ def specialize(
     Returns:
         the report, as in report.json
     """
-    if max_latency <= 0:
-        raise ValueError(f"max_latency = {max_latency} ms is not positive")
+    if not 0 < max_latency < float("inf"):
+        raise ValueError(f"max_latency = {max_latency} ms is not a positive number")
+    least = {"latency_samples": 5, "accuracy_samples": 5, "finalists": 1, "population": 2, "generations": 0, "seed": 0}
+    for name, bound in least.items():
+        if locals()[name] < bound:
+            raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
 
     import tempfile
 
@@ -56,15 +60,19 @@ def specialize(
     from supernet.export import check_free, load
 
     folder = Path(out)
+    if folder.resolve() == Path(supernet).resolve():
+        raise ValueError(f"out = {out} is the supernet's own folder")
     check_free(folder, FILES, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     import_families()
     network = load(supernet)
     if network.extracted:
         raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
     timed_on = get_device(device)
-    path = Path(store) if store else Path(supernet).parent / "measurements.sqlite"
+    path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
     with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
-        bench = Bench(network, make_data(supernet, data), timed_on, measurements, Path(files), str(supernet))
+        section = read_section(supernet, data)
+        bench = Bench(network, make_data(section), timed_on, measurements, Path(files), section)
         return find_network(
             bench, max_latency, folder, latency_samples, accuracy_samples, finalists, population, generations, seed
         )
@@ -123,10 +131,13 @@ def evaluate(subnet: str, data: str | None = None, split: str = "holdout") -> di
         raise ValueError(f"split: {split!r} is neither holdout nor test")
     import_families()
     from supernet.export import load
-    from supernet.training import evaluate_network
+    from supernet.training import check_classes, evaluate_network
 
     network = load(subnet)
-    module = make_data(subnet, data)
+    if not network.extracted:
+        raise ValueError(f"{subnet} is a supernet, whose BatchNorm statistics are a mixture: evaluate a subnet of it")
+    module = make_data(read_section(subnet, data))
+    check_classes(network, module.input_spec)
     loader = module.val_dataloader() if split == "holdout" else module.test_dataloader()
     figures = evaluate_network(network, loader)
     print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
@@ -148,18 +159,29 @@ def import_families() -> None:
         )
 
 
-def make_data(folder: str, data: str | None = None) -> Any:
-    """The data module of a YAML file, or the one that a saved network was trained on."""
+def read_section(folder: str, data: str | None = None) -> dict[str, Any]:
+    """The class_path and init_args of a YAML file, or of the data that a saved network was trained on."""
     import yaml
 
     from supernet.export import read_description
 
-    section = yaml.safe_load(Path(data).read_text()) if data else read_description(folder).get("data")
+    try:
+        section = yaml.safe_load(Path(data).read_text()) if data else read_description(folder).get("data")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{data} is not YAML: {error}") from error
     if not isinstance(section, dict) or "class_path" not in section:
         raise ValueError(f"{data or folder} does not say its data: give --data, a YAML file with class_path, init_args")
+    return section
+
+
+def make_data(section: dict[str, Any]) -> Any:
+    """The data module of a class_path and init_args."""
     import pytorch_lightning as pl
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
-    return parser.instantiate(parser.parse_object({"data": section})).data
+    try:
+        return parser.instantiate(parser.parse_object({"data": section})).data
+    except ArgumentError as error:
+        raise ValueError(f"the data {section}: {error}") from error

@@ -1,4 +1,4 @@
-"""The command `supernet`: fit, validate, test and predict go to LightningCLI, the verbs to jsonargparse."""
+"""The command `supernet`: fit, validate and test go to LightningCLI, the verbs to jsonargparse."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
-LIGHTNING = ("fit", "validate", "test", "predict")
+LIGHTNING = ("fit", "validate", "test")
 VERBS = ("specialize", "export", "evaluate")
 RECIPES = Path(__file__).parent
+USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,8 +19,10 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(argv)
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("SUPERNET_TRACEBACK"):
+    except Exception as error:
+        # Lightning's own for a setting that makes no sense; importing it for its name would slow every help.
+        users = isinstance(error, USERS_ERRORS) or type(error).__name__ == "MisconfigurationException"
+        if os.environ.get("SUPERNET_TRACEBACK") or not users:
             raise
         print(f"supernet: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
@@ -61,7 +64,6 @@ def usage() -> str:
         "  validate     Evaluate subnets of a checkpoint on the held-out part.",
         "  test         ... on the test set.",
     ]
-    lines += ["  predict      Run Lightning's predict."]
     lines += [f"  {name:<12} {summary}" for name, summary in verbs.items()]
     return "\n".join(lines)
 

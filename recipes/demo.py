@@ -33,20 +33,22 @@ def main() -> None:
 
     from predictors.devices import get_device
     from predictors.store import Store
-    from recipes import export, import_families, make_data, specialize
-    from recipes.bench import Bench
+    from recipes import export, import_families, make_data, read_section, specialize
+    from recipes.bench import Bench, latency_rows
     from supernet.export import load
 
     torch.set_num_threads(1)
     import_families()
     folder = run / "supernet"
     supernet = load(folder)
-    space, data = supernet.space, make_data(str(folder))
+    section = read_section(str(folder))
+    space, data = supernet.space, make_data(section)
     with Store(run / "measurements.sqlite") as store:
-        bench = Bench(supernet, data, get_device(DEVICE), store, out / "onnx", str(folder))
-        # A sample first: it shows what this machine's undisturbed speed is.
-        bench.latencies(space.sample(RANDOM, np.random.default_rng(2)), "timing random networks")
+        bench = Bench(supernet, data, get_device(DEVICE), store, out / "onnx", section)
+        # The networks that `specialize` will time, first: they show what this machine's undisturbed speed is.
+        bench.latencies(latency_rows(space, 60, np.random.default_rng(0)), "timing samples")
         smallest, largest = bench.final_latencies(space.encode([space.smallest(), space.largest()]), "timing both ends")
+        bench.fix_scale()
         budget = smallest + 0.4 * (largest - smallest)
         report = specialize(str(folder), DEVICE, budget, str(out / "subnet"))
         export(str(out / "subnet"), str(out / "files"), "onnx,timm")

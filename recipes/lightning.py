@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,26 +53,45 @@ class SupernetCLI(LightningCLI):
         self.trainer_defaults["plugins"] = [AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _resolve_checkpoint(self, default: str | None) -> None:
+        """--ckpt_path last as the run's file; ValueError where there is no file (Lightning would go on without)."""
+        subcommand = self.config_init[self.subcommand]
+        path = subcommand["ckpt_path"] or default
+        if path == "last":
+            path = Path(subcommand["run"]) / "checkpoints" / "last.ckpt"
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"--ckpt_path {subcommand['ckpt_path'] or default}: there is no file {path}")
+        subcommand["ckpt_path"] = None if path is None else str(path)
+
+    def before_validate(self) -> None:
+        self._resolve_checkpoint("last")
+
+    before_test = before_validate
+
     # ---- fit
 
     def before_fit(self) -> None:
         run = Path(self._get(self.config, "run"))
-        subcommand = self.config_init["fit"]
+        self._resolve_checkpoint(None)
+        check_free(run / "supernet", NETWORK_FILES, overwrite=True)
         last = run / "checkpoints" / "last.ckpt"
-        if subcommand["ckpt_path"] == "last":
-            if not last.is_file():
-                raise ValueError(f"--ckpt_path last: there is no {last} to resume from")
-            subcommand["ckpt_path"] = str(last)
-        elif subcommand["ckpt_path"] is not None and not Path(subcommand["ckpt_path"]).is_file():
-            raise ValueError(f"--ckpt_path: there is no file {subcommand['ckpt_path']}")
-        elif subcommand["ckpt_path"] is None and not self._get(self.config, "overwrite"):
-            for taken in (last, run / "supernet"):
-                if taken.exists():
+        given = self.config_init["fit"]["ckpt_path"]
+        ours = given is not None and last.is_file() and last.samefile(given)
+        if self.trainer.is_global_zero and not ours:
+            for taken in (last, run / "supernet", run / "config.yaml"):
+                if taken.exists() and not self._get(self.config, "overwrite"):
                     raise FileExistsError(
                         f"{taken} is already there: resume with --ckpt_path last, choose another --run, or --overwrite"
                         " true"
                     )
-        check_free(run / "supernet", NETWORK_FILES, overwrite=True)
+            if not self.trainer.fast_dev_run:
+                # What is overwritten goes now: a run that ended before its first checkpoint would resume the old one.
+                last.unlink(missing_ok=True)
+                shutil.rmtree(run / "supernet", ignore_errors=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             run.mkdir(parents=True, exist_ok=True)
             parser = self._parser("fit")
@@ -80,6 +100,8 @@ class SupernetCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
+        if self.trainer.global_step == 0:
+            raise ValueError("no step was trained, so no supernet is saved: is limit_train_batches 0?")
         run = Path(self._get(self.config, "run"))
         data = self._get(self.config, "data").as_dict()
         save(self.model.supernet, run / "supernet", data=data, overwrite=True)

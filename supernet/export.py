@@ -37,7 +37,7 @@ def describe(network: Supernet) -> dict[str, Any]:
         "space": network.space.to_dict(),
         "config": dataclasses.asdict(network.config) if network.extracted else None,
         "input_spec": network.input_spec,
-    }
+    }  # the dtype is that of the weights
 
 
 def build(description: dict[str, Any]) -> Supernet:
@@ -87,12 +87,15 @@ def load(folder: str | Path) -> Supernet:
     description = read_description(folder)
     try:
         network = build(description)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{Path(folder) / DESCRIPTION} does not describe a network: {type(error).__name__}: {error}"
         ) from error
     try:
-        network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        state = load_file(Path(folder) / WEIGHTS)
+        for dtype in {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}:
+            network.to(dtype)
+        network.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{Path(folder) / WEIGHTS} cannot be read as this network's weights: {error}") from error
     return network.eval()
@@ -105,7 +108,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} does not hold a saved network: it has no {DESCRIPTION}")
     try:
         description = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} is not a description of format {FORMAT}")
@@ -168,7 +171,7 @@ def check_onnx(model: nn.Module, path: Path, inputs: Sequence[Tensor]) -> float:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {spec.name: x.cpu().numpy() for spec, x in zip(session.get_inputs(), inputs, strict=True)}
     expected = model(*inputs).cpu()
-    largest = expected.abs().max().item()
+    largest = expected.abs().max().item() or 1.0  # all zero: the file's must be nearly so
     difference = (torch.from_numpy(session.run(None, feed)[0]) - expected).abs().max().item()
     if not difference <= ONNX_TOLERANCE * largest:
         raise RuntimeError(f"the ONNX file differs from the model by {difference:.3g}; outputs reach {largest:.3g}")
@@ -193,6 +196,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def check_free(folder: Path, names: Iterable[str], overwrite: bool = False) -> None:
     """Raise FileExistsError unless `folder` is free, or may be overwritten and holds nothing but `names`."""
+    if folder.is_symlink():
+        raise FileExistsError(f"{folder} is a link: give the folder that it leads to")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -215,13 +220,18 @@ def write_folder(folder: Path, write: Callable[[Path], None], names: Iterable[st
         write(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)
                 sync(file)
         sync(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
             os.replace(folder, old)
-            os.replace(temporary, folder)
+            try:
+                os.replace(temporary, folder)
+            except BaseException:
+                os.replace(old, folder)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, folder)

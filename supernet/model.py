@@ -145,6 +145,8 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
             norm.train()
         for batch in batches:
             inputs = [x.to(device) for x in ((batch,) if isinstance(batch, Tensor) else batch)]
+            if seen and len(inputs[0]) == 1:
+                continue  # a last batch of one item, of which torch takes no statistics where a map is 1 x 1
             if isinstance(subnet, Supernet):
                 inputs = subnet.prepare(inputs)
             seen += len(inputs[0])

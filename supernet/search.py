@@ -77,7 +77,6 @@ def evolutionary_search(
     mutation_share: float = 0.5,
     mutation_probability: float = 0.1,
     seed: int = 0,
-    initial: np.ndarray | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> SearchResult:
     """The rows of the space with the highest score among those that keep every cost within its bound.
@@ -89,13 +88,13 @@ def evolutionary_search(
     nothing either, a fresh population starts; every row counts in the result. Infeasible rows are never scored, and
     the search for a feasible one is bounded.
 
-    `initial` (n, genes) joins the first population, `progress(generation, best score)` is called after each. At most
-    `population * (generations + 1)` rows are scored (more only if `initial` is larger than the population).
+    `progress(generation, best score)` is called after each generation. At most `population * (generations + 1)` rows
+    are scored.
     ValueError if no row is found feasible, with each bound and the cheapest cost seen; if a function returns anything
     but (n,) finite numbers; if an argument makes no sense.
     """
     _check_share("parent_ratio", parent_ratio)
-    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed, initial)
+    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed)
     archive = _Archive(space, score, constraints)
     parents = max(1, round(population * parent_ratio))
 
@@ -133,7 +132,6 @@ def pareto_search(
     mutation_share: float = 0.5,
     mutation_probability: float = 0.1,
     seed: int = 0,
-    initial: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ParetoFront:
     """The rows that trade score (higher is better) against cost (lower is better), within the constraints.
@@ -142,7 +140,7 @@ def pareto_search(
     fronts survive, on one front those in less crowded places. No row is scored twice, and the front is that of all
     rows scored. `progress(generation, rows scored)` is called after each; the rest is as in `evolutionary_search`.
     """
-    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed, initial)
+    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed)
     archive = _Archive(space, score, [(cost, math.inf), *constraints])
 
     rows = _first(archive, propose)
@@ -208,7 +206,7 @@ class _Rows(NamedTuple):
 
 
 def _first(archive: _Archive, propose: _Proposals) -> _Rows:
-    """The first population: the space's two ends, `initial`, samples. ValueError if nothing feasible was found."""
+    """The first population: the space's two ends and samples. ValueError if nothing feasible was found."""
     rows = _population(archive, propose, propose.first)
     if not len(rows.X):
         raise ValueError(archive.infeasible())
@@ -236,7 +234,6 @@ class _Proposals:
         mutation_share: float,
         mutation_probability: float,
         seed: int,
-        initial: np.ndarray | None,
     ) -> None:
         if population < 2 or generations < 0:
             raise ValueError(f"population = {population} must be at least 2 and generations = {generations} at least 0")
@@ -245,11 +242,10 @@ class _Proposals:
         self.space, self.population = space, population
         self.mutation_share, self.mutation_probability = mutation_share, mutation_probability
         self.rng = np.random.default_rng(seed)
-        ends = space.encode([space.smallest(), space.largest()])
-        self.initial = ends if initial is None else np.concatenate([ends, space.check(initial)])
+        self.ends = space.encode([space.smallest(), space.largest()])
 
     def first(self, n: int, attempt: int) -> np.ndarray:
-        return np.concatenate([self.initial, self.sample(n, attempt)])
+        return np.concatenate([self.ends, self.sample(n, attempt)])
 
     def sample(self, n: int, attempt: int) -> np.ndarray:
         return self.space.sample(n, self.rng)
@@ -272,6 +268,10 @@ class _Archive:
 
     def __init__(self, space: SearchSpace, score: Function, constraints: Sequence[Constraint]) -> None:
         self.score = score
+        constraints = list(constraints)
+        for _, bound in constraints:
+            if bound is None or math.isnan(bound):
+                raise ValueError(f"the bound {bound} is not a number")
         self.cost_functions = [cost for cost, _ in constraints]
         self.bounds = np.array([bound for _, bound in constraints], dtype=np.float64)
         self.seen: set[bytes] = set()

@@ -35,8 +35,8 @@ class Choice:
         for value in values:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{self.name}: values are numbers, not {value!r}")
-        if self.gate is not None and 0 in values:
-            raise ValueError(f"{self.name}: 0 marks absent layers, so it cannot be a value of a gated choice")
+        if 0 in values:
+            raise ValueError(f"{self.name}: 0 marks absent layers in X, so it cannot be a value")
 
 
 def truncate(values: Nested, depth: int | Sequence) -> Nested:
@@ -226,7 +226,7 @@ class SearchSpace:
         choices = []
         for choice in self.choices:
             wanted = values.pop(choice.name, choice.values)
-            wanted = tuple(wanted) if isinstance(wanted, (list, tuple)) else (wanted,)
+            wanted = tuple(wanted) if isinstance(wanted, (list, tuple, np.ndarray)) else (wanted,)
             for value in wanted:
                 if value not in choice.values:
                     raise ValueError(f"{choice.name}: {value!r} is not one of {choice.values}")
@@ -304,7 +304,7 @@ def _flatten(
 ) -> None:
     """Append the genes of a choice's value, 0 for absent layers. `depth` counts the layers of gated choices."""
     if not shape:
-        if not isinstance(value, (int, float)) or value not in choice.values:
+        if not isinstance(value, (int, float, np.integer)) or value not in choice.values:
             raise ValueError(f"{name} = {value!r} is not one of {choice.values}")
         genes.append(value)
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,7 +81,12 @@ class Phase:
         )
         check(other == 0, "the warm-up has the unit of the length")
         check(0 <= warmup <= self.length, f"a warm-up of {warmup} does not fit in a length of {self.length}")
-        check(self.lr > 0, f"lr = {self.lr} is not positive")
+        check(0 < self.lr < math.inf, f"lr = {self.lr} is not a positive number")
+        for name in ("warmup_lr", "final_lr", "label_weight", "teacher_weight"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"{name} = {value} is not a number of at least 0")
+        losses = self.label_weight + self.teacher_weight if self.teacher else 1.0
+        check(losses > 0, "label_weight and teacher_weight are both 0: there is nothing to learn")
         check(self.subnets >= 1, f"subnets = {self.subnets} is not positive")
         check(self.sampler in ("uniform", "sandwich", "stratified"), f"unknown sampler {self.sampler!r}")
         check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}")
@@ -102,6 +106,8 @@ class Phase:
     def scaled(self, scale: float) -> Phase:
         """This phase with its length and warm-up times `scale`; at least 1 long."""
         unit = "epochs" if self.steps is None else "steps"
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale_phases = {scale} is not a positive number")
         length = max(1, round(self.length * scale))
         warmup = min(length, round(getattr(self, f"warmup_{unit}") * scale))
         return dataclasses.replace(self, **{unit: length, f"warmup_{unit}": warmup})
@@ -202,7 +208,7 @@ class SupernetTask(pl.LightningModule):
         optimizer: parameter groups -> optimizer. BatchNorm parameters and biases form a group without weight decay.
         label_smoothing: of the loss against labels.
         distillation: cross_entropy (soft labels) or squared_error (logits).
-        teacher_mode: eval, or train (BatchNorm of the batch, as OFA's published recipe).
+        teacher_mode: eval, or train (BatchNorm of the batch, as OFA's published recipe); without dropout in both.
         clip_norm: gradient norm to clip at, or None.
         accumulate: batches per optimizer step; their losses are weighted by their counted targets.
         decay_unsampled: whether parameters that no subnet of the step used still decay and keep their momentum.
@@ -234,9 +240,28 @@ class SupernetTask(pl.LightningModule):
         self.phases = check_phases([phase.scaled(scale_phases) for phase in phases], supernet.space)
         self.make_optimizer = optimizer
         self.label_smoothing = label_smoothing
+        for name, value, ok in (
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1),
+            ("clip_norm", clip_norm, clip_norm is None or 0 < clip_norm < math.inf),
+            ("accumulate", accumulate, accumulate >= 1),
+            ("seed", seed, seed >= 0),
+        ):
+            if not ok:
+                raise ValueError(f"{name} = {value} makes no sense")
         if distillation not in DISTILLATION:
             raise ValueError(f"distillation: {distillation!r} is not one of {sorted(DISTILLATION)}")
         self.distillation = DISTILLATION[distillation]
+        self.settings = {  # what a resumed run must have in common with the one that began, beside the phases
+            "label_smoothing": label_smoothing,
+            "distillation": distillation,
+            "teacher_mode": teacher_mode,
+            "clip_norm": clip_norm,
+            "accumulate": accumulate,
+            "decay_unsampled": decay_unsampled,
+            "ignore_index": ignore_index,
+            "seed": seed,
+        }
+        self.resumed_steps_per_epoch: int | None = None
         if teacher_mode not in ("eval", "train"):
             raise ValueError(f"teacher_mode: {teacher_mode!r} is neither eval nor train")
         self.teacher_mode = teacher_mode
@@ -295,6 +320,11 @@ class SupernetTask(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError("accumulate_grad_batches is the task's `accumulate` here")
+        if self.resumed_steps_per_epoch not in (None, self.steps_per_epoch):
+            raise ValueError(
+                f"the run began with {self.resumed_steps_per_epoch} steps an epoch, now there are"
+                f" {self.steps_per_epoch}: a run can only be resumed as it began"
+            )
 
     # ---- a step
 
@@ -426,6 +456,9 @@ class SupernetTask(pl.LightningModule):
         super().train(mode)
         if self.teacher is not None:
             self.teacher.train(self.teacher_mode == "train")
+            for module in self.teacher.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.eval()
         return self
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
@@ -434,8 +467,15 @@ class SupernetTask(pl.LightningModule):
     test_step = validation_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(torch.isfinite(p).all() for p in self.supernet.parameters()):
+            raise ValueError(
+                f"training diverged by step {self.global_step}: weights are no finite numbers. Lower lr, or set"
+                " clip_norm; the last checkpoint is kept"
+            )
         checkpoint["supernet"] = describe(self.supernet)
         checkpoint["phases"] = [dataclasses.asdict(phase) for phase in self.phases]
+        checkpoint["settings"] = self.settings
+        checkpoint["steps_per_epoch"] = self.steps_per_epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "supernet" not in checkpoint:
@@ -444,8 +484,17 @@ class SupernetTask(pl.LightningModule):
         for key in ("family", "arguments", "space"):
             if checkpoint["supernet"][key] != ours[key]:
                 raise ValueError(f"the checkpoint's {key} is {checkpoint['supernet'][key]}, this run's is {ours[key]}")
-        if self.trainer.state.fn == "fit" and checkpoint["phases"] != [dataclasses.asdict(p) for p in self.phases]:
+        if self.trainer.state.fn != "fit":
+            return
+        if checkpoint["phases"] != [dataclasses.asdict(p) for p in self.phases]:
             raise ValueError("the checkpoint was trained with other phases: a run can only be resumed as it began")
+        for name, value in self.settings.items():
+            if checkpoint["settings"][name] != value:
+                raise ValueError(
+                    f"the run began with {name} = {checkpoint['settings'][name]}, now it is {value}: a run can only be"
+                    " resumed as it began"
+                )
+        self.resumed_steps_per_epoch = checkpoint["steps_per_epoch"]
 
 
 def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
@@ -502,6 +551,8 @@ class SubnetValidation(pl.Callback):
     """
 
     def __init__(self, random: int = 4, seed: int = 0) -> None:
+        if random < 0 or seed < 0:
+            raise ValueError(f"validation: random = {random} and seed = {seed} are at least 0")
         self.random, self.seed = random, seed
         self.subnets: dict[str, Supernet] = {}
 
@@ -522,6 +573,8 @@ class SubnetValidation(pl.Callback):
     ) -> None:
         *inputs, target = batch
         counted = (target != task.ignore_index).sum()
+        if counted == 0:
+            return
         for name, subnet in self.subnets.items():
             figures = figures_of(subnet(*task.prepare(inputs, subnet.config)), target, task.ignore_index)
             self.sums[name] += counted * torch.stack([figures["accuracy"], figures["loss"]])
@@ -555,17 +608,24 @@ def figures_of(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> di
     return {"accuracy": right.float().mean(), "loss": label_loss(logits, target, ignore_index=ignore_index)}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_network(network: Supernet, batches: Iterable, ignore_index: int = IGNORE) -> dict[str, float]:
-    """{"accuracy", "loss"} of an extracted network in eval mode over batches `(*inputs, target)`."""
+    """{"accuracy", "loss"} of an extracted network over batches `(*inputs, target)`; puts it in eval mode.
+
+    ValueError if no target counts.
+    """
     network.eval().to(memory_format=torch.channels_last)
     totals, counted = {"accuracy": 0.0, "loss": 0.0}, 0
     for *inputs, target in batches:
         logits = network(*network.prepare(inputs))
         items = int((target != ignore_index).sum())
+        if items == 0:
+            continue
         for name, value in figures_of(logits, target, ignore_index).items():
             totals[name] += float(value) * items
         counted += items
+    if counted == 0:
+        raise ValueError("there is no target to evaluate on")
     return {name: total / counted for name, total in totals.items()}
 
 
@@ -577,7 +637,9 @@ class LastCheckpoint(pl.Callback):
 
     def __init__(self, folder: str | Path, every: int = 0) -> None:
         self.path, self.every = Path(folder) / "last.ckpt", every
-        self.saved_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self.saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int
@@ -595,6 +657,17 @@ class LastCheckpoint(pl.Callback):
             trainer.save_checkpoint(self.path, weights_only=False)
 
 
+def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+    """The dict in a file that `torch.save` wrote; ValueError if it is anything else."""
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # whatever the bytes make the unpickler do: KeyError, EOFError, UnpicklingError, ...
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, and is no checkpoint")
+    return checkpoint
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or absent: written beside, synced and renamed, and read with a clear error."""
 
@@ -605,7 +678,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+        return read_checkpoint(path, map_location)

@@ -51,7 +51,39 @@ def test_a_taken_folder_is_not_overwritten_unasked(run):
 
 def test_resuming_nothing_is_an_error(tmp_path):
     done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path / "none"), "--ckpt_path", "last", *SMALL)
-    assert done.returncode == 1 and "nothing" not in done.stdout and "to resume from" in done.stderr
+    assert done.returncode == 1 and "there is no file" in done.stderr and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_what_is_validated_is_the_runs_checkpoint(run, tmp_path, verb):
+    done = supernet(verb, "--config", "ofa/digits", "--run", str(tmp_path))
+    assert done.returncode == 1 and "there is no file" in done.stderr
+    done = supernet(verb, "--config", "ofa/digits", "--run", str(run), "--scale-phases", "0.01")
+    assert done.returncode == 0 and str(run / "checkpoints" / "last.ckpt") in done.stderr
+
+
+def test_another_runs_checkpoint_does_not_replace_a_run_unasked(run, tmp_path):
+    other = tmp_path / "other.ckpt"
+    other.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(run), "--ckpt_path", str(other), *SMALL)
+    assert done.returncode == 1 and "--overwrite" in done.stderr
+
+
+def test_overwriting_leaves_nothing_that_could_be_resumed(tmp_path):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.write_bytes(b"an earlier run")
+    more = ("--overwrite", "true", "--trainer.limit_train_batches", "0")
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path), *more)
+    assert done.returncode == 1 and "no step was trained" in done.stderr
+    assert not last.exists() and not (tmp_path / "supernet").exists()
+
+
+def test_a_recipe_of_the_users_in_the_runs_folder_is_not_overwritten_unasked(tmp_path):
+    mine = (RECIPES / "ofa" / "digits.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(mine)
+    done = supernet("fit", "--config", str(tmp_path / "config.yaml"), "--run", str(tmp_path), *SMALL)
+    assert done.returncode == 1 and (tmp_path / "config.yaml").read_text() == mine
 
 
 def test_a_misspelt_key_is_an_error(tmp_path):
@@ -69,6 +101,27 @@ def test_evaluate_reads_the_data_from_the_supernets_folder(run, tmp_path, capsys
     save(network.extract(network.space.smallest()), tmp_path / "subnet", data=data)
     main(["evaluate", "--subnet", str(tmp_path / "subnet")])
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_a_supernet_and_other_classes(run, tmp_path, capsys):
+    from supernet.export import load, save
+
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--subnet", str(run / "supernet")])
+    assert "is a supernet" in capsys.readouterr().err
+    network = load(run / "supernet")
+    save(network.extract(), tmp_path / "subnet")
+    (tmp_path / "data.yaml").write_text(
+        "{class_path: ofa.ImageData, init_args: {channels: 3, mean: [0, 0, 0], std: [1, 1, 1]}}"
+    )
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--subnet", str(tmp_path / "subnet"), "--data", str(tmp_path / "data.yaml")])
+    assert "in_channels = 1, the data have 3" in capsys.readouterr().err
+    for text, message in (("{class_path: [", "is not YAML"), ("{class_path: ofa.NoSuch}", "NoSuch")):
+        (tmp_path / "data.yaml").write_text(text)
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--subnet", str(tmp_path / "subnet"), "--data", str(tmp_path / "data.yaml")])
+        assert message in capsys.readouterr().err
 
 
 def test_export_writes_checked_files_once(run, tmp_path, capsys):

@@ -183,16 +183,19 @@ def test_sorting_orders_the_channels_that_the_next_phase_cuts(supernet):
 
 def test_calibration_gives_the_statistics_of_its_batches(supernet):
     subnet = supernet.extract(supernet.space.smallest())
-    batches = [images(supernet, n) + 1 for n in (8, 8)]
+    batches = [n * images(supernet, n) + n for n in (8, 3, 1)]  # of one item no statistics are taken
     calibrate(subnet.eval(), batches)
     first = next(m for m in subnet.modules() if isinstance(m, nn.BatchNorm2d))
     seen = []
-    first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    first.register_forward_pre_hook(lambda module, args: seen.append(args[0].transpose(0, 1).flatten(1)))
     with torch.no_grad():
-        for batch in batches:
+        for batch in batches[:2]:
             subnet(*subnet.prepare((batch,)))
-    means = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
-    assert torch.allclose(first.running_mean, means, atol=1e-5)
+    for found, values in (
+        (first.running_mean, [x.mean(1) for x in seen]),
+        (first.running_var, [x.var(1) for x in seen]),
+    ):
+        assert torch.allclose(found, (8 * values[0] + 3 * values[1]) / 11, rtol=1e-4)
 
 
 def test_calibration_restores_modes_and_momentum(supernet):

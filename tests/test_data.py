@@ -44,6 +44,48 @@ def test_calibration_images_are_the_same_every_time():
     assert sum(map(len, first)) == 100 and all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+def test_calibration_batches_mix_the_classes_of_a_sorted_folder(tmp_path):
+    data = ofa.ImageData("folder", str(write_folder(tmp_path, images=40)), 8, 10, calibration=8, image_size=16)
+    labels = [label for _, label in (data.calibration[i] for i in range(8))]
+    assert 0 < sum(labels) < 8
+
+
+def test_training_batches_can_be_read_without_a_trainer():
+    batch = next(iter(ofa.ImageData(batch_size=8).train_dataloader()))
+    assert batch[0].shape == (8, 1, 8, 8)
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    assert ofa.ImageData("folder", str(tmp_path), 4, 3, image_size=16).classes == ["cat", "dog"]
+
+
+def test_sixteen_bit_images_keep_their_greys(tmp_path):
+    write_folder(tmp_path)
+    ramp = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
+    for path in tmp_path.glob("*/*/*.png"):
+        Image.fromarray(ramp).save(path)
+    data = ofa.ImageData("folder", str(tmp_path), 4, 3, channels=1, mean=(0.0,), std=(1.0,))
+    assert torch.allclose(data.held_out[0][0], torch.from_numpy(ramp / 65535).float()[None], atol=1 / 255)
+
+
+def test_images_of_several_sizes_need_an_image_size(tmp_path):
+    write_folder(tmp_path)
+    Image.new("RGB", (30, 30)).save(tmp_path / "train" / "cat" / "2.png")
+    with pytest.raises(ValueError, match=r"train/.*png is .*, others are .*: give an image_size"):
+        data = ofa.ImageData("folder", str(tmp_path), 4, 3)
+        [part[i] for part in (data.train, data.held_out) for i in range(len(part))]
+
+
+@pytest.mark.parametrize(
+    "options", [{"calibration": 0}, {"padding": -1}, {"std": (0.0,), "mean": (0.0,)}, {"seed": -1}]
+)
+def test_a_setting_that_makes_no_sense_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ofa.ImageData(**options)
+
+
 def test_an_image_folder_gives_batches_of_one_size(tmp_path):
     data = ofa.ImageData("folder", str(write_folder(tmp_path)), 4, 3, image_size=16, scale=(0.5, 1), flip=True)
     assert data.classes == ["cat", "dog"] and data.input_spec["shape"] == [3, 16, 16]

@@ -121,6 +121,19 @@ def test_what_onnxruntime_cannot_time_as_asked_is_refused(onnx_file, tmp_path):
 # ---- measuring
 
 
+def test_a_quantized_file_is_not_timed_as_float32(onnx_file, tmp_path):
+    from onnx import load, numpy_helper, save
+    from onnxruntime.quantization import quantize_dynamic
+
+    model = load(onnx_file)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((8, 8), np.float32), "w"))
+    model.graph.node[0].input[1] = "w"
+    save(model, tmp_path / "float.onnx")
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    with pytest.raises(ValueError, match="measures float32, but onnxruntime runs this in .*int8"):
+        get_device("onnxruntime").load(tmp_path / "int8.onnx")
+
+
 @pytest.mark.parametrize("kind", ["torch", "onnxruntime"])
 def test_every_network_gets_all_its_rounds(kind, onnx_file):
     device, one = (TORCH, source()) if kind == "torch" else (ONNX, onnx_file)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ofa
-from supernet.export import load, save, write_atomically
+from supernet.export import load, save, to_onnx, write_atomically, write_folder
 
 
 @pytest.fixture
@@ -84,3 +84,53 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, full_disk)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_replacement_leaves_the_old_folder_whole(tmp_path, monkeypatch):
+    write_folder(tmp_path / "x", lambda folder: (folder / "a").write_text("old"), ["a"])
+    replace = os.replace
+
+    def interrupted(source, target):
+        if target == tmp_path / "x" and (source / "a").read_text() == "new":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "x", lambda folder: (folder / "a").write_text("new"), ["a"], overwrite=True)
+    assert (tmp_path / "x" / "a").read_text() == "old"
+
+
+def test_a_link_is_not_taken_for_a_folder(supernet, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="is a link"):
+        save(supernet, tmp_path / "link", overwrite=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_saved_network_keeps_its_dtype(supernet, tmp_path, dtype):
+    save(supernet.extract().to(dtype), tmp_path / "x")
+    assert load(tmp_path / "x").classifier.weight.dtype == dtype
+
+
+class Counting(torch.nn.Module):
+    """Computes something else at every call, which no file can."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_onnx_file_that_differs_from_the_model_is_not_kept(tmp_path, fast):
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        to_onnx(Counting(), tmp_path / "x.onnx", (torch.randn(1, 4),), fast=fast)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_whose_outputs_are_zero_can_be_written(tmp_path):
+    layer = torch.nn.Linear(4, 2)
+    torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    assert to_onnx(layer, tmp_path / "x.onnx", (torch.randn(1, 4),), fast=True).is_file()

@@ -25,6 +25,7 @@ ALLOWED = {
         "supernet.sampling",
         "supernet.space",
     },
+    "supernet/search.py": {"supernet.space"},
     "supernet/export.py": {"supernet.model", "supernet.space"},
 }
 PACKAGES = {

@@ -127,6 +127,17 @@ def test_what_makes_no_sense_is_refused(score, options, message):
 # ---- the original's algorithm, as a plain loop
 
 
+def test_constraints_may_come_from_an_iterator():
+    result = evolutionary_search(SPACE, macs, zip([macs], [250.0]), population=10, generations=3)
+    assert result.costs.shape[1] == 1 and (result.costs <= 250).all()
+
+
+@pytest.mark.parametrize("bound", [None, float("nan")])
+def test_a_bound_that_is_no_number_is_refused(bound):
+    with pytest.raises(ValueError, match="is not a number"):
+        evolutionary_search(SPACE, macs, [(macs, bound)])
+
+
 def published_evolution(score, bound, distinct, seed, population=100):
     """Once-for-All's evolution with its defaults, until it has scored `distinct` different networks: (best, scored)."""
     rng = np.random.default_rng(seed)

@@ -59,6 +59,46 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, work):
     assert work == {"evaluated": 0, "timed": 1}  # the confirmation is always a new measurement
 
 
+def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(folder, tmp_path, monkeypatch):
+    confirm, refused = bench.Bench.confirm, []
+
+    def slow_once(self, config):
+        figures = confirm(self, config)
+        if not refused:
+            refused.append(config)
+            figures["confirmed_ms"] = 60.0
+        return figures
+
+    monkeypatch.setattr(bench.Bench, "confirm", slow_once)
+    report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    assert report["confirmed_ms"] <= 50 and load(tmp_path / "out").config != refused[0]
+
+
+def test_a_budget_that_no_file_meets_ends_without_a_result(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.Bench, "confirm", lambda self, config: {"confirmed_ms": 60.0})
+    with pytest.raises(ValueError, match=r"none met 50\.000 ms: the fastest took 60\.000 ms"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    assert not (tmp_path / "out").exists()
+
+
+def test_accuracies_of_other_weights_and_other_data_are_not_taken(folder, tmp_path, work):
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "first"), **FEW)
+    work.update(evaluated=0)
+    augmented = DATA | {"init_args": DATA["init_args"] | {"mean": [0.0], "std": [1.0]}}
+    (tmp_path / "data.yaml").write_text(json.dumps(augmented))
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), data=str(tmp_path / "data.yaml"), **FEW)
+    assert work["evaluated"] >= 10
+    assert load(tmp_path / "second").input_spec["mean"] == [0.0]
+    assert json.loads((tmp_path / "second" / "network.json").read_text())["data"] == augmented
+    work.update(evaluated=0)
+    network = load(folder)
+    torch.nn.init.normal_(network.classifier.weight)
+    save(network, tmp_path / "supernet", data=DATA)
+    more = FEW | {"store": str(folder.parent / "measurements.sqlite")}
+    specialize(str(tmp_path / "supernet"), max_latency=50.0, out=str(tmp_path / "third"), **more)
+    assert work["evaluated"] >= 10
+
+
 def test_a_budget_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
     with pytest.raises(ValueError, match="cannot be met: the fastest network seen takes"):
         specialize(str(folder), max_latency=1e-4, out=str(tmp_path / "x"), **FEW)
@@ -69,7 +109,11 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(FileExistsError, match="--overwrite"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "taken"), **FEW)
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match="supernet's own folder"):
+        specialize(str(folder), max_latency=1.0, out=str(folder), **FEW, overwrite=True)
+    with pytest.raises(ValueError, match="accuracy_samples = 1: at least 5"):
+        specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"accuracy_samples": 1}))
+    with pytest.raises(ValueError, match="not a positive number"):
         specialize(str(folder), max_latency=-1.0, out=str(tmp_path / "x"), **FEW)
     with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, torch"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "toaster"}))

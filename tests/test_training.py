@@ -2,17 +2,21 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import ofa
 from supernet import sampling
 from supernet.distillation import label_loss, soft_cross_entropy, squared_error
+from supernet.model import calibrate
 from supernet.training import (
     AtomicCheckpointIO,
+    LastCheckpoint,
     Phase,
     ResumableSampler,
     ShardSampler,
     SubnetValidation,
     SupernetTask,
+    evaluate_network,
     learning_rate,
     locate,
 )
@@ -50,7 +54,6 @@ class Recorder(pl.Callback):
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
         self.configs = []
-        self.empty = not trainer.optimizers[0].state
         original = task.supernet.set_active
         task.supernet.set_active = lambda config: (self.configs.append(config), original(config))[1]
 
@@ -85,7 +88,8 @@ def test_a_phase_begins_sorted_with_an_empty_optimizer_and_a_frozen_teacher(tmp_
     task = Task(make_task().supernet, PHASES)
     make_trainer(tmp_path, limit_val_batches=0).fit(task, make_data())
     assert [(index, state) for index, state, _ in seen] == [(0, 0), (1, 0), (2, 0)]
-    # The teacher is the largest network as it was when the phase that wants it began, but for the order of channels.
+    # The teacher is the largest network as it was when the phase that wants it began.
+    assert seen[1][2] and not seen[2][2]
     assert not any(p.requires_grad for p in task.teacher.parameters()) and not task.teacher.training
 
 
@@ -102,6 +106,37 @@ def test_the_teacher_computes_what_the_largest_network_computed(tmp_path):
         before = task.supernet.set_active(SPACE.largest())(x)
         task._begin_phase(1, optimizer)
         assert torch.allclose(task.teacher(x), before, atol=1e-5)
+
+
+def test_a_teacher_made_after_a_mixture_is_calibrated(tmp_path):
+    made = []
+
+    class Task(SupernetTask):
+        def _begin_phase(self, index, optimizer):
+            super()._begin_phase(index, optimizer)
+            if index == 1:
+                expected = calibrate(self.supernet.extract(SPACE.largest()).eval(), data.calibration_batches())
+                made.append((expected.bn1.running_mean, self.teacher.bn1.running_mean.clone()))
+
+    phases = [Phase("mixed", lr=0.1, epochs=1), Phase("taught", lr=0.1, epochs=1, teacher="frozen")]
+    task, data = Task(make_task().supernet, phases), make_data()
+    make_trainer(tmp_path, limit_val_batches=0).fit(task, data)
+    ((expected, found),) = made
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_teacher_in_train_mode_drops_nothing():
+    teacher = make_task(teacher_mode="train").train().teacher
+    modes = {type(module).__name__: module.training for module in teacher.modules()}
+    assert modes["BatchNorm2d"] and not modes["Dropout"]
+
+
+def test_subnets_of_a_step_share_the_resolution(tmp_path):
+    recorder = Recorder()
+    task = make_task([Phase("x", lr=0.1, epochs=4, subnets=4)])
+    make_trainer(tmp_path, callbacks=[recorder], limit_val_batches=0).fit(task, make_data())
+    drawn = [{config.resolution for config in step["configs"]} for step in recorder.steps]
+    assert all(len(resolutions) == 1 for resolutions in drawn) and len(set.union(*drawn)) == 2
 
 
 def test_learning_rate_warms_up_linearly_then_falls_as_a_cosine():
@@ -131,6 +166,9 @@ def test_scaled_phases_are_at_least_one_long():
         ({"epochs": 1, "warmup_epochs": 2}, "does not fit"),
         ({"epochs": 1, "warmup_steps": 1}, "unit of the length"),
         ({"epochs": 1, "lr": 0.0}, "lr = 0.0"),
+        ({"epochs": 1, "final_lr": -1.0}, "final_lr = -1.0"),
+        ({"epochs": 1, "label_weight": float("nan")}, "label_weight = nan"),
+        ({"epochs": 1, "teacher": "frozen", "label_weight": 0, "teacher_weight": 0}, "nothing to learn"),
         ({"epochs": 1, "sampler": "best"}, "unknown sampler 'best'"),
         ({"epochs": 1, "teacher": "big"}, "unknown teacher 'big'"),
         ({"epochs": 1, "teacher": "inplace"}, "needs sampler: sandwich"),
@@ -140,6 +178,15 @@ def test_scaled_phases_are_at_least_one_long():
 def test_a_phase_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=f"phase 'x': .*{message}"):
         Phase("x", **({"lr": 0.1} | options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": -1.0}, {"accumulate": 0}, {"label_smoothing": 2.0}, {"seed": -1}, {"scale_phases": 0.0}],
+)
+def test_a_setting_that_makes_no_sense_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        make_task(**options)
 
 
 def test_a_phase_outside_the_space_is_refused():
@@ -158,16 +205,21 @@ def test_classes_that_are_not_the_datas_are_refused(tmp_path):
         make_trainer(tmp_path).fit(SupernetTask(supernet, PHASES), make_data())
 
 
-def update_without_batch_statistics(folder, batch_size, accumulate=1, **options):
-    """{parameter: change} in one step on 32 images, with BatchNorm and dropout in eval mode."""
-    phases = [Phase("x", lr=0.1, steps=1, subnets=2, space={"depth": [2, 4]})]
-    task = make_task(phases, accumulate=accumulate, clip_norm=1.0)
+def frozen_statistics(phases, **options):
+    """A task whose BatchNorm and dropout stay in eval mode, and its parameters."""
+    task = make_task(phases, **options)
     for module in task.supernet.modules():
         module.momentum = 1.0
     task.supernet(torch.randn(64, 1, 24, 24))
-    before = {name: p.detach().clone() for name, p in task.supernet.named_parameters()}
     task.supernet.eval()
     task.train = lambda mode=True: task
+    return task, {name: p.detach().clone() for name, p in task.supernet.named_parameters()}
+
+
+def update_without_batch_statistics(folder, batch_size, accumulate=1, **options):
+    """{parameter: change} in one step on 32 images, with BatchNorm and dropout in eval mode."""
+    phases = [Phase("x", lr=0.1, steps=1, subnets=2, space={"depth": [2, 4]})]
+    task, before = frozen_statistics(phases, accumulate=accumulate, clip_norm=1.0)
     data = ofa.ImageData(batch_size=batch_size)
     make_trainer(folder, limit_train_batches=accumulate, limit_val_batches=0, **options).fit(task, data)
     return {name: p.detach() - before[name] for name, p in task.supernet.named_parameters()}
@@ -182,6 +234,42 @@ def test_the_step_of_two_half_batches_is_that_of_the_whole(tmp_path, options):
     assert max(change.abs().max() for change in whole.values()) > 1e-3
     for name, change in whole.items():
         assert torch.allclose(change, halves[name], atol=1e-6), name
+
+
+def test_accumulated_losses_weigh_by_the_targets_they_counted(tmp_path):
+    images, labels = torch.randn(32, 1, 24, 24), torch.randint(0, 10, (32,))
+    labels[4:16] = -100
+    updates = []
+    for batch_size in (32, 16):
+        task, before = frozen_statistics([Phase("x", lr=0.1, steps=1)], accumulate=32 // batch_size)
+        loader = DataLoader(TensorDataset(images, labels), batch_size)
+        make_trainer(tmp_path, limit_train_batches=1.0).fit(task, loader, loader)
+        updates.append({name: p.detach() - before[name] for name, p in task.supernet.named_parameters()})
+    for name, change in updates[0].items():
+        assert torch.allclose(change, updates[1][name], atol=1e-6), name
+
+
+def test_validation_figures_are_those_of_calibrated_subnets(tmp_path):
+    task, data = make_task(), ofa.ImageData(batch_size=16, calibration=32, holdout=37)
+    trainer = make_trainer(tmp_path, callbacks=[SubnetValidation(random=0)], limit_val_batches=1.0)
+    figures = trainer.validate(task, data, verbose=False)[0]
+    for name in ("largest", "smallest"):
+        subnet = calibrate(task.supernet.extract(getattr(SPACE, name)()), data.calibration_batches())
+        expected = evaluate_network(subnet, data.val_dataloader())
+        assert figures[f"val/accuracy/{name}"] == pytest.approx(expected["accuracy"])
+        assert figures[f"val/loss/{name}"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_targets_that_do_not_count_are_not_evaluated():
+    subnet = make_task().supernet.extract().eval()
+    batches = [
+        (torch.randn(4, 1, 24, 24), torch.tensor([1, 2, 3, 4])),
+        (torch.randn(4, 1, 24, 24), torch.full((4,), -100)),
+    ]
+    assert evaluate_network(subnet, batches) == evaluate_network(subnet, batches[:1])
+    with pytest.raises(ValueError, match="no target"):
+        evaluate_network(subnet, batches[1:])
+    subnet.train()(batches[0][0]).sum().backward()  # it can still be trained
 
 
 def test_figures_over_two_processes_are_those_of_one(tmp_path):
@@ -343,9 +431,53 @@ def test_a_checkpoint_of_another_supernet_or_schedule_is_refused(tmp_path):
         make_trainer(tmp_path).fit(other, make_data(), ckpt_path=path)
 
 
+@pytest.mark.parametrize(
+    ("options", "batch_size", "message"),
+    [({"seed": 1}, 16, "began with seed = 0"), ({"clip_norm": 1.0}, 16, "clip_norm"), ({}, 32, "'batch_size': 16")],
+)
+def test_a_run_is_only_resumed_as_it_began(tmp_path, options, batch_size, message):
+    path = tmp_path / "x.ckpt"
+    trainer = make_trainer(tmp_path, limit_val_batches=0)
+    trainer.fit(make_task(), make_data())
+    trainer.save_checkpoint(path)
+    data = ofa.ImageData(batch_size=batch_size, calibration=32)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).fit(make_task(**options), data, ckpt_path=path)
+
+
+def test_no_checkpoint_is_written_within_an_accumulated_step(tmp_path):
+    class Recording(LastCheckpoint):
+        def _save(self, trainer):
+            saved.append(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            super()._save(trainer)
+
+    saved, path = [], tmp_path / "x.ckpt"
+    for ckpt_path in (None, path):
+        task = make_task(PHASES[:1] if ckpt_path is None else PHASES[:1], accumulate=2)
+        callbacks = [Recording(tmp_path, every=1)] + ([] if ckpt_path else [StopAt(1, path)])
+        trainer = make_trainer(tmp_path, limit_train_batches=4, callbacks=callbacks, limit_val_batches=0)
+        try:
+            trainer.fit(task, make_data(), ckpt_path=ckpt_path)
+        except (KeyboardInterrupt, SystemExit):
+            pass
+    assert saved and all(batches % 2 == 0 for batches in saved)
+
+
+def test_a_diverged_training_keeps_its_last_checkpoint(tmp_path):
+    task = make_task([Phase("x", lr=1e30, epochs=1)])
+    with pytest.raises(ValueError, match="training diverged"):
+        make_trainer(tmp_path, callbacks=[LastCheckpoint(tmp_path)], limit_val_batches=0).fit(task, make_data())
+    assert not (tmp_path / "last.ckpt").exists()
+
+
 def test_a_truncated_or_foreign_checkpoint_is_refused(tmp_path):
     path = tmp_path / "x.ckpt"
     torch.save({"state_dict": {}}, path)
     path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "text").write_text("hello")
+    torch.save([1], tmp_path / "list")
+    for name, message in (("text", "cannot be read as a checkpoint"), ("list", "holds a list")):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path).fit(make_task(), make_data(), ckpt_path=tmp_path / name)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         make_trainer(tmp_path).fit(make_task(), make_data(), ckpt_path=path)

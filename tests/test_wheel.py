@@ -1,6 +1,7 @@
 """The wheel, installed in an environment of its own, works from another folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT], check=True, capture_output=True)
+    out, clean = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source") / "clean"
+    # What an earlier build left in build/ would be packed again.
+    shutil.copytree(ROOT, clean, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__"))
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, clean], check=True, capture_output=True)
     (path,) = out.glob("*.whl")
     return path
 
@@ -25,6 +28,8 @@ def test_the_wheel_ships_the_recipes_and_no_tests(wheel):
     assert {"recipes/ofa/digits.yaml", "recipes/ofa/fashion_mnist.yaml"} <= set(names)
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"supernet", "ofa", "hat", "predictors", "recipes"}
+    modules = {str(path.relative_to(ROOT)) for top in tops for path in (ROOT / top).rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
 
 
 def test_it_fits_the_digits_in_an_empty_environment_from_another_folder(wheel):
