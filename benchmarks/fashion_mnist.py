@@ -4,8 +4,8 @@
     python benchmarks/fashion_mnist.py table [--out runs/benchmark]
 
 `train` runs (or resumes) one schedule for one seed; `table` scores every finished run on the test set, with BatchNorm
-recalibrated on 2,000 training images: the largest network, the smallest, and the mean of 16 random ones (the same for
-all). A pass is one forward and backward over 60,000 images; the frozen teacher's forwards are counted apart.
+recalibrated on 2,000 training images: the largest network, a middle one, the smallest, and the mean of 16 random ones
+(the same for all). A pass is one forward and backward over 60,000 images; the frozen teacher's forwards are counted apart.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def score(run: Path) -> dict[str, Any]:
     else:
         random = [accuracy(config) for config in space.decode(space.sample(16, np.random.default_rng(0)))]
         accuracies = {"largest": accuracy(space.largest()), "smallest": accuracy(space.smallest())}
+        accuracies["middle"] = accuracy(space.restrict(**MIDDLE).largest())
         accuracies["random"] = float(np.mean(random))
     share = (len(data.train) // data.batch_size * data.batch_size) / IMAGES
     passes = share * sum(p["epochs"] * p.get("subnets", 1) for p in phases)
@@ -128,7 +129,7 @@ def table(out: Path) -> None:
         if not cache.is_file():
             cache.write_text(json.dumps(score(run)))
         rows.append(json.loads(cache.read_text()))
-    columns = ["run", "passes", "teacher", "largest", "smallest", "random", "alone", "cpu_seconds"]
+    columns = ["run", "passes", "teacher", "largest", "middle", "smallest", "random", "alone", "cpu_seconds"]
     print(" | ".join(columns))
     for row in rows:
         cells = (row.get(column, "") for column in columns)
