@@ -5,7 +5,7 @@
 
 `train` runs (or resumes) one schedule for one seed; `table` scores every finished run on the test set, with BatchNorm
 recalibrated on 2,000 training images: the largest network, a middle one, the smallest, and the mean of 16 random ones
-(the same for all). A pass is one forward and backward over 60,000 images; the frozen teacher's forwards are counted apart.
+(the same for all). A pass is one forward and backward over 60,000 images; a frozen teacher's forwards count apart.
 """
 
 from __future__ import annotations

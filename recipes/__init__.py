@@ -184,4 +184,4 @@ def make_data(section: dict[str, Any]) -> Any:
     try:
         return parser.instantiate(parser.parse_object({"data": section})).data
     except ArgumentError as error:
-        raise ValueError(f"the data {section}: {error}") from error
+        raise ValueError(f"the data {section}: {error}\n--data gives other data, or another root") from error

@@ -51,7 +51,7 @@ def find_network(
     ends = space.encode([space.smallest(), space.largest()])
     X = latency_rows(space, latency_samples, rng)
     timed_ms = bench.latencies(X, "timing samples")
-    bench.fix_scale()
+    bench.fix_scale(X)
     latency = LatencyPredictor(terms=bench.supernet.cost_terms)
     folds = KFold(5, shuffle=True, random_state=seed)
     report: dict[str, Any] = {
@@ -212,17 +212,16 @@ class Bench:
             "confirmed_with_drift_ms": getattr(measurement, self.device.statistic),
         }
 
-    def fix_scale(self) -> None:
-        """Keep to what is now known of the undisturbed machine: later latencies are on one scale with earlier ones."""
-        self.quiet = self._undisturbed()
+    def fix_scale(self, X: np.ndarray) -> None:
+        """Take what the reference takes when nothing disturbs from the measurements of X, which were taken; for good.
 
-    def _undisturbed(self) -> dict[str, float]:
-        """All that was ever measured on the device tells what the reference takes when nothing disturbs."""
-        known = [Measurement.from_dict(r) for r in self.store.records("latency", device_id=self.device.id)]
-        return undisturbed(known, self.device.statistic)
+        So all latencies of a search are on one scale, and those of a second search are on the same.
+        """
+        measurements = [self._records(config, "search")[-1] for config in self.supernet.space.decode(X)]
+        self.quiet = undisturbed(measurements, self.device.statistic)
 
     def _undrifted(self, measurements: Sequence[Measurement]) -> np.ndarray:
-        return latencies(measurements, self.device.statistic, self.quiet or self._undisturbed())
+        return latencies(measurements, self.device.statistic, self.quiet)
 
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
         terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config

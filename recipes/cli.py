@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test")
@@ -19,13 +20,24 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(argv)
+    except KeyboardInterrupt:
+        print("supernet: interrupted; what was measured is kept, and the same command goes on from it", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         # Lightning's own for a setting that makes no sense; importing it for its name would slow every help.
         users = isinstance(error, USERS_ERRORS) or type(error).__name__ == "MisconfigurationException"
         if os.environ.get("SUPERNET_TRACEBACK") or not users:
             raise
-        print(f"supernet: error: {error}", file=sys.stderr)
+        print(f"supernet: error: {plain(str(error))}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def plain(message: str) -> str:
+    """A message without what jsonargparse wraps around it where an argument may also be None."""
+    if "Does not validate against any of the Union subtypes" not in message:
+        return message
+    lines = [line.partition("- ")[2] for line in message.splitlines() if line.lstrip().startswith("- ")]
+    return "\n".join(line for line in lines if "NoneType" not in line) or message
 
 
 def run(argv: list[str]) -> None:
@@ -44,12 +56,14 @@ def run(argv: list[str]) -> None:
         from jsonargparse import ArgumentParser
 
         verb = getattr(import_module("recipes"), command)
-        parser = ArgumentParser(prog=f"supernet {command}", description=verb.__doc__)
+        parser = ArgumentParser(prog=f"supernet {command}", description=verb.__doc__.splitlines()[0])
         parser.add_argument("-c", "--config", action="config")
         parser.add_function_arguments(verb, as_positional=False)
         arguments = parser.parse_args([dashes_to_underscores(argument) for argument in argv[1:]])
         arguments.pop("config", None)
         verb(**parser.instantiate(arguments).as_dict())
+    elif command == "--version":
+        print(version("supernet"))
     else:
         print(usage())
         if command not in ("-h", "--help"):

@@ -46,9 +46,10 @@ def main() -> None:
     with Store(run / "measurements.sqlite") as store:
         bench = Bench(supernet, data, get_device(DEVICE), store, out / "onnx", section)
         # The networks that `specialize` will time, first: they show what this machine's undisturbed speed is.
-        bench.latencies(latency_rows(space, 60, np.random.default_rng(0)), "timing samples")
+        samples = latency_rows(space, 60, np.random.default_rng(0))
+        bench.latencies(samples, "timing samples")
+        bench.fix_scale(samples)
         smallest, largest = bench.final_latencies(space.encode([space.smallest(), space.largest()]), "timing both ends")
-        bench.fix_scale()
         budget = smallest + 0.4 * (largest - smallest)
         report = specialize(str(folder), DEVICE, budget, str(out / "subnet"))
         export(str(out / "subnet"), str(out / "files"), "onnx,timm")

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families
 from supernet.export import NETWORK_FILES, check_free, save
 from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
+
+
+class EpochLines(ProgressBar):
+    """A line per epoch, for logs: where standard output is no terminal, Lightning's bars leave little of use."""
+
+    def disable(self) -> None:
+        pass
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        figures = ", ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
+        rank_zero_only(print)(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {figures}", flush=True)
 
 
 class SupernetCLI(LightningCLI):
@@ -49,7 +62,7 @@ class SupernetCLI(LightningCLI):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
         self.trainer_defaults["callbacks"] = [LastCheckpoint(run / "checkpoints", every)]
         if trainer["enable_progress_bar"] is not False:
-            self.trainer_defaults["callbacks"].append(RichProgressBar())
+            self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         self.trainer_defaults["plugins"] = [AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
@@ -81,21 +94,21 @@ class SupernetCLI(LightningCLI):
         last = run / "checkpoints" / "last.ckpt"
         given = self.config_init["fit"]["ckpt_path"]
         ours = given is not None and last.is_file() and last.samefile(given)
-        if self.trainer.is_global_zero and not ours:
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+            return
+        if not ours:
             for taken in (last, run / "supernet", run / "config.yaml"):
                 if taken.exists() and not self._get(self.config, "overwrite"):
                     raise FileExistsError(
                         f"{taken} is already there: resume with --ckpt_path last, choose another --run, or --overwrite"
                         " true"
                     )
-            if not self.trainer.fast_dev_run:
-                # What is overwritten goes now: a run that ended before its first checkpoint would resume the old one.
-                last.unlink(missing_ok=True)
-                shutil.rmtree(run / "supernet", ignore_errors=True)
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            run.mkdir(parents=True, exist_ok=True)
-            parser = self._parser("fit")
-            parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
+            # What is overwritten goes now: a run that ended before its first checkpoint would resume the old one.
+            last.unlink(missing_ok=True)
+            shutil.rmtree(run / "supernet", ignore_errors=True)
+        run.mkdir(parents=True, exist_ok=True)
+        parser = self._parser("fit")
+        parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
 
     def after_fit(self) -> None:
         if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:

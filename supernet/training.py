@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -650,6 +651,10 @@ class LastCheckpoint(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         self._save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, task: SupernetTask, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and self.path.is_file():
+            rank_zero_info(f"{self.path} is there: the same command with --ckpt_path last goes on from it")
 
     def _save(self, trainer: pl.Trainer) -> None:
         if not trainer.fast_dev_run:

@@ -147,3 +147,24 @@ def test_unknown_names_are_told_what_there_is(capsys):
 
 def test_shipped_recipes_are_found_by_name():
     assert Path(recipe_path("ofa/digits")).is_file()
+
+
+def test_a_fault_of_the_data_is_told_without_the_parsers_wrapping(tmp_path):
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path), "--data.init_args.holdout", "5000")
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    assert lines == ["supernet: error: holdout = 5000 does not leave both parts of 1437 training images"]
+
+
+def test_an_interrupted_verb_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipes.cli.run", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(["specialize"])
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_log_has_a_line_per_epoch(tmp_path):
+    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path / "run"), *SMALL)
+    assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 4
