@@ -28,7 +28,7 @@ from supernet.space import SearchSpace
 from supernet.training import check_classes, evaluate_network
 
 FILES = (*NETWORK_FILES, "subnet.onnx", "report.json", "front.png")
-ROUNDS = 5  # of search, export and measuring, before it is admitted that the budget cannot be met
+ROUNDS = 5  # of search, export and measuring
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
 
@@ -43,8 +43,9 @@ def find_network(
     generations: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Search, measure what was found as the files that ship, correct the predictors, until one meets the budget (ms).
+    """Search, measure what was found as the files that ship, correct the predictors, and again.
 
+    Until one meets the budget (ms) and nothing that seems to is more accurate, or for `ROUNDS`.
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
     space, rng = bench.supernet.space, np.random.default_rng(seed)
@@ -82,23 +83,29 @@ def find_network(
     for _ in range(ROUNDS):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
         for _ in range(REFITS):
-            result = evolutionary_search(
-                space,
-                score.predict,
-                [(latency.predict, budget)],
-                population=population,
-                generations=generations,
-                seed=seed,
-            )
+            try:
+                result = evolutionary_search(
+                    space,
+                    score.predict,
+                    [(latency.predict, budget)],
+                    population=population,
+                    generations=generations,
+                    seed=seed,
+                )
+            except ValueError:  # to the corrected predictor nothing is fast enough
+                if winner is None:
+                    raise
+                break
             new = distinct(result.X, A, finalists)
             A = np.concatenate([A, new])
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
             score.fit(A, -figures["loss"])
-        # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship.
+        # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship; where one
+        # met the budget already, only those more accurate than it.
         order = np.lexsort((figures["loss"], -figures["accuracy"]))
         fits = [i for i in order if tuple(A[i]) not in timed and latency.predict(A[i : i + 1])[0] <= budget]
-        chosen = fits[:finalists]
+        chosen = [i for i in fits if winner is None or figures["accuracy"][i] > winner["accuracy"]][:finalists]
         if not chosen:
             break
         C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
@@ -115,9 +122,9 @@ def find_network(
                 "predicted_accuracy": float(hope),
             }
         winner = confirmed(bench, list(timed.values()), budget)
-        if winner is not None:
-            break
-        measured = [slowest(timed[tuple(row)]) for row in C]
+        # The first measurement, which a repeated call finds again, unless the second one said no.
+        finals = [timed[tuple(row)] for row in C]
+        measured = [slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for f in finals]
         X, timed_ms = np.concatenate([X, C]), np.concatenate([timed_ms, measured])
         latency.fit(X, timed_ms)
     finals = list(timed.values())

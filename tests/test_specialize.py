@@ -74,6 +74,11 @@ def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(fold
     assert report["confirmed_ms"] <= 50 and load(tmp_path / "out").config != refused[0]
 
 
+def test_what_seems_more_accurate_and_fast_enough_is_measured_before_the_end(folder, tmp_path):
+    report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    assert report["accuracy"] == max(sample["accuracy"] for sample in report["samples"] + report["finalists"])
+
+
 def test_a_budget_that_no_file_meets_ends_without_a_result(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bench.Bench, "confirm", lambda self, config: {"confirmed_ms": 60.0})
     with pytest.raises(ValueError, match=r"none met 50\.000 ms: the fastest took 60\.000 ms"):
