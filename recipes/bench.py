@@ -101,8 +101,8 @@ def find_network(
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
             score.fit(A, -figures["loss"])
-        # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship; where one
-        # met the budget already, only those more accurate than it.
+        # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship; where
+        # one met the budget already, only those more accurate than it.
         order = np.lexsort((figures["loss"], -figures["accuracy"]))
         fits = [i for i in order if tuple(A[i]) not in timed and latency.predict(A[i : i + 1])[0] <= budget]
         chosen = [i for i in fits if winner is None or figures["accuracy"][i] > winner["accuracy"]][:finalists]
