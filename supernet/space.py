@@ -304,8 +304,10 @@ def _flatten(
 ) -> None:
     """Append the genes of a choice's value, 0 for absent layers. `depth` counts the layers of gated choices."""
     if not shape:
-        if not isinstance(value, (int, float, np.integer)) or value not in choice.values:
-            raise ValueError(f"{name} = {value!r} is not one of {choice.values}")
+        known = choice.values
+        # 3.0 and np.int64(3) equal 3, but are no sizes of a layer and no JSON.
+        if isinstance(value, tuple) or value not in known or type(known[known.index(value)]) is not type(value):
+            raise ValueError(f"{name} = {value!r} is not one of {known}")
         genes.append(value)
         return
     expected = depth if isinstance(depth, int) else shape[0]

@@ -119,6 +119,8 @@ def test_equal_networks_have_equal_configs():
         ({"kernel_size": ((9,) * 4,) * 5}, r"kernel_size\[0\]\[0\] = 9 is not one of \(3, 5, 7\)"),
         ({"depth": (4, 4, 4, 4, 9)}, r"depth\[4\] = 9 is not one of \(2, 3, 4\)"),
         ({"resolution": 100}, r"resolution = 100 is not one of"),
+        ({"resolution": 224.0}, r"resolution = 224\.0 is not one of"),
+        ({"resolution": np.int64(224)}, r"resolution = np\.int64\(224\) is not one of"),
         ({"kernel_size": ((3,) * 4,) * 4 + ((3,),)}, r"kernel_size\[4\].*expected 4 layers"),
     ],
 )
@@ -152,7 +154,7 @@ def test_restrict_and_config_name_what_is_unknown():
         SPACE.config(kernel=3)
 
 
-def test_zero_is_no_value_of_a_gated_choice():
+def test_zero_is_no_value_of_a_choice():
     with pytest.raises(ValueError, match="0 marks absent layers"):
         Choice("x", (0, 1), (3,), gate="depth")
 
