@@ -74,6 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.update(THREADS)
 
+    import pytorch_lightning as pl
     import torch
 
     import ofa
@@ -86,6 +87,7 @@ def main() -> None:
     space = ofa.mobilenet_v3_space(resolution=(SIZE,))
     phase = Phase("expand", lr=LEARNING_RATE, epochs=1, subnets=SUBNETS, teacher="frozen")
     task = SupernetTask(ofa.MobileNetV3(space, dropout=0.0), [phase], teacher_mode="train")
+    task.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # says: one process
     task.to(memory_format=torch.channels_last)
     optimizer = task.configure_optimizers()
     for group in optimizer.param_groups:
