@@ -23,7 +23,7 @@ from predictors.latency import LatencyPredictor, quality
 from predictors.store import Store, digest, network_id
 from supernet.export import NETWORK_FILES, to_onnx, write_folder, write_network
 from supernet.model import Supernet, calibrate
-from supernet.search import evolutionary_search
+from supernet.search import InfeasibleError, evolutionary_search
 from supernet.space import SearchSpace
 from supernet.training import check_classes, evaluate_network
 
@@ -92,7 +92,7 @@ def find_network(
                     generations=generations,
                     seed=seed,
                 )
-            except ValueError:  # to the corrected predictor nothing is fast enough
+            except InfeasibleError:  # to the corrected predictor nothing is fast enough
                 if winner is None:
                     raise
                 break

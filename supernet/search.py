@@ -23,6 +23,10 @@ NEAR = 25  # infeasible rows that a search for feasible ones starts from
 DESCENT = 50  # generations that look for a feasible network before there is said to be none
 
 
+class InfeasibleError(ValueError):
+    """No row was found within the bounds."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SearchResult:
     """What a search found: all distinct feasible rows it scored, best first.
@@ -90,7 +94,7 @@ def evolutionary_search(
 
     `progress(generation, best score)` is called after each generation. At most `population * (generations + 1)` rows
     are scored.
-    ValueError if no row is found feasible, with each bound and the cheapest cost seen; if a function returns anything
+    InfeasibleError if no row is found feasible, with each bound and the cheapest cost seen; ValueError if a function returns anything
     but (n,) finite numbers; if an argument makes no sense.
     """
     _check_share("parent_ratio", parent_ratio)
@@ -206,10 +210,10 @@ class _Rows(NamedTuple):
 
 
 def _first(archive: _Archive, propose: _Proposals) -> _Rows:
-    """The first population: the space's two ends and samples. ValueError if nothing feasible was found."""
+    """The first population: the space's two ends and samples. InfeasibleError if nothing feasible was found."""
     rows = _population(archive, propose, propose.first)
     if not len(rows.X):
-        raise ValueError(archive.infeasible())
+        raise InfeasibleError(archive.infeasible())
     return rows
 
 

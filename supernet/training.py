@@ -433,7 +433,8 @@ class SupernetTask(pl.LightningModule):
         if self.trainer.world_size > 1:
             self.counted = sum_over_processes(grads, self.counted)
         if self.weighted:
-            torch._foreach_div_(grads, self.counted)
+            for grad in grads:
+                grad /= self.counted
         if self.decay_unsampled:
             for p in parameters:
                 if p.grad is None:
@@ -458,7 +459,7 @@ class SupernetTask(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.train(self.teacher_mode == "train")
             for module in self.teacher.modules():
-                if isinstance(module, nn.modules.dropout._DropoutNd):
+                if isinstance(module, nn.Dropout):
                     module.eval()
         return self
 

@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -187,6 +189,13 @@ def test_a_phase_that_makes_no_sense_is_refused(options, message):
 def test_a_setting_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         make_task(**options)
+
+
+def test_clipping_of_scaled_gradients_is_refused():
+    task = make_task(clip_norm=1.0)
+    task.trainer = types.SimpleNamespace(precision="16-mixed")
+    with pytest.raises(ValueError, match="16-mixed"):
+        task.on_fit_start()
 
 
 def test_a_phase_outside_the_space_is_refused():
@@ -453,7 +462,7 @@ def test_no_checkpoint_is_written_within_an_accumulated_step(tmp_path):
 
     saved, path = [], tmp_path / "x.ckpt"
     for ckpt_path in (None, path):
-        task = make_task(PHASES[:1] if ckpt_path is None else PHASES[:1], accumulate=2)
+        task = make_task(PHASES[:1], accumulate=2)
         callbacks = [Recording(tmp_path, every=1)] + ([] if ckpt_path else [StopAt(1, path)])
         trainer = make_trainer(tmp_path, limit_train_batches=4, callbacks=callbacks, limit_val_batches=0)
         try:
