@@ -94,8 +94,8 @@ def evolutionary_search(
 
     `progress(generation, best score)` is called after each generation. At most `population * (generations + 1)` rows
     are scored.
-    InfeasibleError if no row is found feasible, with each bound and the cheapest cost seen; ValueError if a function returns anything
-    but (n,) finite numbers; if an argument makes no sense.
+    InfeasibleError if no row is found feasible, with each bound and the cheapest cost seen; ValueError if a function
+    returns anything but (n,) finite numbers; if an argument makes no sense.
     """
     _check_share("parent_ratio", parent_ratio)
     propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed)
