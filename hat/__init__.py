@@ -1,1 +1,25 @@
+"""Hardware-Aware Transformers: translation supernets, elastic in width, depth, heads and attention span."""
 
+from importlib import import_module
+from typing import Any
+
+FAMILIES = ("Transformer",)  # the supernets, which saved networks name
+
+_HOMES = {
+    "Transformer": "hat.transformer",
+    "TransformerConfig": "hat.transformer",
+    "transformer_space": "hat.transformer",
+    "space0": "hat.transformer",
+    "space1": "hat.transformer",
+    "ParallelText": "hat.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Elastic(ABC):
@@ -51,6 +54,14 @@ def leading(tensor: Tensor, *sizes: int) -> Tensor:
 def own(tensor: Tensor, like: nn.Parameter) -> nn.Parameter:
     """A parameter with its own storage and the values of `tensor`, which is a slice of (or made from) `like`."""
     return nn.Parameter(tensor.detach().clone(), requires_grad=like.requires_grad)
+
+
+def owned(parameter: nn.Parameter, sizes: tuple[int, ...], memo: dict[int, object]) -> nn.Parameter:
+    """The leading block of a parameter as one of its own; layers that share the parameter share equal blocks of it."""
+    key = (id(parameter), sizes)
+    if key not in memo:
+        memo[key] = own(leading(parameter, *sizes), parameter)
+    return memo[key]
 
 
 def check_active(layer: nn.Module, name: str, size: int, limit: int) -> int:
@@ -125,6 +136,217 @@ class ElasticConv2d(Elastic, nn.Conv2d):
             self.bias.copy_(self.bias[order])
 
 
+class ElasticLinear(Elastic, nn.Linear):
+    """Linear with its leading `active_in_features` and `active_out_features`. Input (..., active_in_features).
+
+    Where it is sliced, its backward pass adds to a block of the parameters' `.grad` (see `linear`).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.set_active(in_features, out_features)
+
+    def set_active(self, in_features: int, out_features: int) -> None:
+        self.activate(
+            active_in_features=check_active(self, "in_features", in_features, self.in_features),
+            active_out_features=check_active(self, "out_features", out_features, self.out_features),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, self.active_out_features, self.active_in_features)
+
+    def extract(self, memo: dict[int, object]) -> nn.Linear:
+        n_out, n_in = self.active_out_features, self.active_in_features
+        layer = nn.Linear(n_in, n_out, bias=self.bias is not None, device="meta")
+        layer.weight = owned(self.weight, (n_out, n_in), memo)
+        if self.bias is not None:
+            layer.bias = owned(self.bias, (n_out,), memo)
+        return layer
+
+    @torch.no_grad()
+    def input_importance(self) -> Tensor:
+        """The L1 norm of the weights that read each input feature, (in_features,)."""
+        return self.weight.abs().sum(dim=0)
+
+    @torch.no_grad()
+    def permute_inputs(self, order: Tensor) -> None:
+        self.weight.copy_(self.weight[:, order])
+
+    @torch.no_grad()
+    def permute_outputs(self, order: Tensor) -> None:
+        self.weight.copy_(self.weight[order])
+        if self.bias is not None:
+            self.bias.copy_(self.bias[order])
+
+
+class ElasticEmbedding(Elastic, nn.Embedding):
+    """Embedding of which the first `active_dim` columns are looked up. Input any shape of int64, output (..., dim).
+
+    Where it is sliced, its backward pass adds to a block of the weight's `.grad` (see `linear`).
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        self.set_active(embedding_dim)
+
+    def set_active(self, dim: int) -> None:
+        self.activate(active_dim=check_active(self, "dim", dim, self.embedding_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.active_dim == self.embedding_dim:
+            return F.embedding(x, self.weight, self.padding_idx)
+        if _adds_to_block(self.weight):
+            return _EmbeddingBlock.apply(x, self.weight, self.active_dim, self.padding_idx)
+        return F.embedding(x, self.weight[:, : self.active_dim], self.padding_idx)
+
+    def extract(self, memo: dict[int, object]) -> nn.Embedding:
+        layer = nn.Embedding(self.num_embeddings, self.active_dim, self.padding_idx, device="meta")
+        layer.weight = owned(self.weight, (self.num_embeddings, self.active_dim), memo)
+        return layer
+
+
+def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None, n_out: int, n_in: int) -> Tensor:
+    """F.linear with weight[:n_out, :n_in] and bias[:n_out], whose backward pass adds to that block of their `.grad`.
+
+    Autograd would make a zero-filled full-size gradient for every slice and add it up, which for a feed-forward layer
+    costs a third to a half more than the extracted layer's step. Hooks of the parameters do not see these gradients,
+    and `torch.autograd.grad` with respect to them raises RuntimeError.
+    """
+    if (n_out, n_in) != weight.shape and _adds_to_block(weight):
+        return _LinearBlock.apply(x, weight, bias, n_out, n_in)
+    return F.linear(x, leading(weight, n_out, n_in), None if bias is None else leading(bias, n_out))
+
+
+def _adds_to_block(weight: Tensor) -> bool:
+    """Whether a gradient will be wanted, and of a leaf: only those have a `.grad`."""
+    return torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
+
+
+def _grad_of(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+class _LinearBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, n_out: int, n_in: int) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.block = n_out, n_in
+        return F.linear(x, leading(weight, n_out, n_in), None if bias is None else leading(bias, n_out))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        n_out, n_in = ctx.block
+        # Under autocast the output, and so its gradient, has the lower precision.
+        grad_x = (grad @ leading(weight, n_out, n_in).to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        grad = grad.flatten(0, -2).to(weight.dtype)
+        leading(_grad_of(weight), n_out, n_in).addmm_(grad.t(), x.flatten(0, -2).to(weight.dtype))
+        if bias is not None and bias.requires_grad:
+            leading(_grad_of(bias), n_out).add_(grad.sum(0))
+        return grad_x, None, None, None, None
+
+
+class _EmbeddingBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dim: int, padding_idx: int | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dim, ctx.padding_idx = dim, padding_idx
+        return F.embedding(x, weight[:, :dim])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        x, weight = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            grad = grad.masked_fill((x == ctx.padding_idx).unsqueeze(-1), 0)
+        _grad_of(weight)[:, : ctx.dim].index_add_(0, x.flatten(), grad.reshape(-1, ctx.dim).to(weight.dtype))
+        return None, None, None, None
+
+
+class ElasticLayerNorm(Elastic, nn.LayerNorm):
+    """LayerNorm over its leading `active_features`. Input (..., active_features)."""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5) -> None:
+        super().__init__(normalized_shape, eps)
+        self.set_active(normalized_shape)
+
+    def set_active(self, features: int) -> None:
+        self.activate(active_features=check_active(self, "features", features, self.normalized_shape[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.active_features
+        return F.layer_norm(x, (n,), leading(self.weight, n), leading(self.bias, n), self.eps)
+
+    def extract(self, memo: dict[int, object]) -> nn.LayerNorm:
+        n = self.active_features
+        norm = nn.LayerNorm(n, self.eps, device="meta")
+        norm.weight, norm.bias = owned(self.weight, (n,), memo), owned(self.bias, (n,), memo)
+        return norm
+
+
+class ElasticDropout(Elastic, nn.Dropout):
+    """Dropout with the probability p times the share of the width that is active (HAT, arXiv 2005.14187)."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p)
+        self.set_active(1.0)
+
+    def set_active(self, share: float) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"ElasticDropout: a share of {share} is not in 0..1")
+        self.activate(active_p=self.p * share)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.active_p, self.training)
+
+    def extract(self, memo: dict[int, object]) -> nn.Dropout:
+        return nn.Dropout(self.active_p)
+
+
+class ElasticDepthwiseConv1d(Elastic, nn.Conv1d):
+    """Depthwise Conv1d, without padding, of its leading channels and of adjacent taps. Input B, channels, T.
+
+    The active taps are `active_kernel_size` from `active_start` on: the middle ones of a symmetric convolution, the
+    last ones of a causal one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int, bias: bool = False) -> None:
+        if not in_channels == out_channels == groups or bias:
+            raise ValueError("ElasticDepthwiseConv1d has one filter for each channel, and no bias")
+        super().__init__(in_channels, out_channels, kernel_size, groups=groups, bias=False)
+        self.set_active(in_channels, kernel_size, 0)
+
+    def set_active(self, channels: int, kernel_size: int, start: int) -> None:
+        full = self.kernel_size[0]
+        if not 0 <= start <= full - kernel_size:
+            raise ValueError(f"ElasticDepthwiseConv1d: taps {start} to {start + kernel_size} are not in 0..{full}")
+        self.activate(
+            active_channels=check_active(self, "channels", channels, self.in_channels),
+            active_kernel_size=check_active(self, "kernel_size", kernel_size, full),
+            active_start=start,
+        )
+
+    def active_weight(self) -> Tensor:
+        taps = slice(self.active_start, self.active_start + self.active_kernel_size)
+        return leading(self.weight, self.active_channels)[..., taps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.active_weight(), groups=self.active_channels)
+
+    def extract(self, memo: dict[int, object]) -> nn.Conv1d:
+        n = self.active_channels
+        conv = nn.Conv1d(n, n, self.active_kernel_size, groups=n, bias=False, device="meta")
+        conv.weight = own(self.active_weight(), self.weight)
+        return conv
+
+    @torch.no_grad()
+    def permute_outputs(self, order: Tensor) -> None:
+        self.weight.copy_(self.weight[order])
+
+
 class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
     """BatchNorm2d over its leading `active_features`; in train mode it updates that part of its statistics."""
 
@@ -184,3 +406,20 @@ class ElasticSequential(Elastic, nn.Sequential):
 
     def extract(self, memo: dict[int, object]) -> nn.Sequential:
         return nn.Sequential(*(extract(module, memo) for module in self.active()))
+
+
+class ElasticModuleList(Elastic, nn.ModuleList):
+    """ModuleList of which the first `active_depth` modules are there for whoever iterates over it."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__(modules)
+        self.set_active(len(self))
+
+    def set_active(self, depth: int) -> None:
+        self.activate(active_depth=check_active(self, "depth", depth, len(self)))
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(list(self._modules.values())[: self.active_depth])
+
+    def extract(self, memo: dict[int, object]) -> nn.ModuleList:
+        return nn.ModuleList([extract(module, memo) for module in self])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,7 +120,12 @@ class Supernet(nn.Module, ABC):
     def costs(self, X: np.ndarray) -> dict[str, np.ndarray]:
         """{"macs": (n,), "params": (n,)} of the n rows of X: multiply-accumulates at the row's input, parameters."""
         terms = self.cost_terms(self.space.check(X))
-        return {unit: sum(v for k, v in terms.items() if k.startswith(f"{unit}.")) for unit in ("macs", "params")}
+        return {unit: total(terms, unit) for unit in ("macs", "params")}
+
+
+def total(terms: Mapping[str, np.ndarray], unit: str) -> np.ndarray:
+    """The sum (n,) of all cost terms of a unit."""
+    return sum(values for name, values in terms.items() if name.startswith(f"{unit}."))
 
 
 @torch.no_grad()
