@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,8 +132,8 @@ def check_space(space: SearchSpace) -> None:
 class Transformer(Supernet):
     """Transformer supernet: source (B, S) and previous target tokens (B, T) -> logits (B, T, target vocabulary).
 
-    Source sentences are padded on either side, targets on the right. Token ids are HAT's: 1 is padding, 2 the end, which
-    also begins `previous`.
+    Source sentences are padded on either side, targets on the right. Token ids are HAT's: 1 is padding, 2 the end,
+    which also begins `previous`.
 
     Args:
         space: its networks; HAT's for WMT if None.
@@ -352,6 +352,22 @@ class Transformer(Supernet):
                         [attention.out_proj],
                         [head_dim * count for count in space[name].values],
                     )
+
+    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        size = self.arguments["vocab_size"]
+        if size != input_spec["vocab_size"]:
+            raise ValueError(
+                f"the supernet was made with vocab_size = {size}, the tokenizer has {input_spec['vocab_size']}"
+            )
+        if self.arguments["max_positions"] < input_spec["max_length"]:
+            raise ValueError(
+                f"the supernet has {self.arguments['max_positions']} positions, the data have sentences of up to"
+                f" {input_spec['max_length']} tokens: give them a smaller max_length"
+            )
+        if self.input_spec.get("tokenizer", input_spec["tokenizer"]) != input_spec["tokenizer"]:
+            raise ValueError(
+                "the data's tokenizer is not the one that this network was trained with: its ids mean other tokens"
+            )
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)

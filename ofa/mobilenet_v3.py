@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -205,6 +206,11 @@ class MobileNetV3(Supernet):
             return (images,)
         shrinks = size < max(images.shape[-2:])
         return (F.interpolate(images, (size, size), mode="bilinear", antialias=shrinks),)
+
+    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        for name, has in (("num_classes", input_spec["classes"]), ("in_channels", input_spec["shape"][0])):
+            if self.arguments[name] != has:
+                raise ValueError(f"the supernet was made with {name} = {self.arguments[name]}, the data have {has}")
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         size = self.config.resolution

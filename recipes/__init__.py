@@ -131,13 +131,13 @@ def evaluate(subnet: str, data: str | None = None, split: str = "holdout") -> di
         raise ValueError(f"split: {split!r} is neither holdout nor test")
     import_families()
     from supernet.export import load
-    from supernet.training import check_classes, evaluate_network
+    from supernet.training import evaluate_network
 
     network = load(subnet)
     if not network.extracted:
         raise ValueError(f"{subnet} is a supernet, whose BatchNorm statistics are a mixture: evaluate a subnet of it")
     module = make_data(read_section(subnet, data))
-    check_classes(network, module.input_spec)
+    network.check_data(module.input_spec)
     loader = module.val_dataloader() if split == "holdout" else module.test_dataloader()
     figures = evaluate_network(network, loader)
     print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))

@@ -25,7 +25,7 @@ from supernet.export import NETWORK_FILES, to_onnx, write_folder, write_network
 from supernet.model import Supernet, calibrate
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.space import SearchSpace
-from supernet.training import check_classes, evaluate_network
+from supernet.training import evaluate_network
 
 FILES = (*NETWORK_FILES, "subnet.onnx", "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring
@@ -189,7 +189,7 @@ class Bench:
     def __init__(
         self, supernet: Supernet, data: Any, device: Device, store: Store, files: Path, section: dict[str, Any]
     ) -> None:
-        check_classes(supernet, data.input_spec)
+        supernet.check_data(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.section = files, section
         self.quiet: dict[str, float] | None = None

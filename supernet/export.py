@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,20 @@ def save(network: Supernet, folder: str | Path, data: dict[str, Any] | None = No
 def write_network(network: Supernet, folder: Path, data: dict[str, Any] | None) -> None:
     """Write the two files of a saved network into a folder that is there."""
     (folder / DESCRIPTION).write_text(json.dumps(describe(network) | {"data": data}, indent=1) + "\n")
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    state = network.state_dict()
+    same = aliases(state)
+    save_file({name: tensor.contiguous() for name, tensor in state.items() if name not in same}, folder / WEIGHTS)
+
+
+def aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """{name: earlier name} of the tensors of a state that are another one's, as tied embeddings are."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    same = {}
+    for name, tensor in state.items():
+        earlier = first.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if earlier != name:
+            same[name] = earlier
+    return same
 
 
 def load(folder: str | Path) -> Supernet:
@@ -95,8 +107,8 @@ def load(folder: str | Path) -> Supernet:
         state = load_file(Path(folder) / WEIGHTS)
         for dtype in {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}:
             network.to(dtype)
-        network.load_state_dict(state)
-    except (SafetensorError, OSError, RuntimeError) as error:
+        network.load_state_dict(state | {name: state[first] for name, first in aliases(network.state_dict()).items()})
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{Path(folder) / WEIGHTS} cannot be read as this network's weights: {error}") from error
     return network.eval()
 

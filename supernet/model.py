@@ -78,6 +78,9 @@ class Supernet(nn.Module, ABC):
         """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""
         return inputs
 
+    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        """Raise ValueError where data of this spec are not what the supernet was made, or trained, for."""
+
     def set_active(self, config: Any) -> Supernet:
         """Compute as `config` from now on; returns self. A config outside the space raises ValueError."""
         if self.extracted:

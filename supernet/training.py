@@ -45,7 +45,9 @@ class Phase:
         steps: length in optimizer steps. All phases of a recipe use the same one.
         warmup_epochs, warmup_steps: the part of the length in which lr rises linearly from `warmup_lr`.
         warmup_lr: where the warm-up starts.
-        final_lr: where the cosine that follows the warm-up ends.
+        decay: of the learning rate after the warm-up: cosine, to `final_lr`; or inverse_sqrt of the step (Vaswani et
+            al., arXiv 1706.03762), which needs a warm-up.
+        final_lr: where the cosine ends.
         space: {choice: the values it may take}; a choice that is not named has all its values.
         subnets: how many subnets a step trains; their gradients add up.
         sampler: uniform, sandwich or stratified (by MACs).
@@ -62,6 +64,7 @@ class Phase:
     warmup_epochs: int = 0
     warmup_steps: int = 0
     warmup_lr: float = 0.0
+    decay: str = "cosine"
     final_lr: float = 0.0
     space: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     subnets: int = 1
@@ -82,6 +85,9 @@ class Phase:
         )
         check(other == 0, "the warm-up has the unit of the length")
         check(0 <= warmup <= self.length, f"a warm-up of {warmup} does not fit in a length of {self.length}")
+        check(self.decay in ("cosine", "inverse_sqrt"), f"unknown decay {self.decay!r}")
+        check(self.decay == "cosine" or warmup > 0, "decay: inverse_sqrt needs a warm-up")
+        check(self.decay == "cosine" or self.final_lr == 0, "final_lr is the cosine's")
         check(0 < self.lr < math.inf, f"lr = {self.lr} is not a positive number")
         for name in ("warmup_lr", "final_lr", "label_weight", "teacher_weight"):
             value = getattr(self, name)
@@ -110,7 +116,7 @@ class Phase:
         if not 0 < scale < math.inf:
             raise ValueError(f"scale_phases = {scale} is not a positive number")
         length = max(1, round(self.length * scale))
-        warmup = min(length, round(getattr(self, f"warmup_{unit}") * scale))
+        warmup = min(length, max(round(getattr(self, f"warmup_{unit}") * scale), self.decay == "inverse_sqrt"))
         return dataclasses.replace(self, **{unit: length, f"warmup_{unit}": warmup})
 
 
@@ -125,10 +131,12 @@ def locate(phases: Sequence[Phase], steps_per_epoch: int, step: int) -> tuple[in
 
 
 def learning_rate(phase: Phase, steps_per_epoch: int, step: int) -> float:
-    """The learning rate of a step of a phase: linear warm-up, then a cosine to `final_lr`."""
+    """The learning rate of a step of a phase: linear warm-up, then a cosine to `final_lr` or an inverse square root."""
     length, warmup = phase.in_steps(steps_per_epoch)
     if step < warmup:
         return phase.warmup_lr + (phase.lr - phase.warmup_lr) * step / warmup
+    if phase.decay == "inverse_sqrt":
+        return phase.lr * math.sqrt(warmup / step)
     done = (step - warmup) / max(1, length - warmup)
     return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
@@ -206,7 +214,7 @@ class SupernetTask(pl.LightningModule):
     Args:
         supernet: what to train.
         phases: the schedule.
-        optimizer: parameter groups -> optimizer. BatchNorm parameters and biases form a group without weight decay.
+        optimizer: parameter groups -> optimizer. Parameters of norms and biases form a group without weight decay.
         label_smoothing: of the loss against labels.
         distillation: cross_entropy (soft labels) or squared_error (logits).
         teacher_mode: eval, or train (BatchNorm of the batch, as OFA's published recipe); without dropout in both.
@@ -284,7 +292,7 @@ class SupernetTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         if data is not None and hasattr(data, "input_spec"):
-            check_classes(self.supernet, data.input_spec)
+            self.supernet.check_data(data.input_spec)
             self.supernet.input_spec = dict(data.input_spec)
         if stage == "fit":
             self._set_trainer_length()
@@ -448,7 +456,7 @@ class SupernetTask(pl.LightningModule):
         decayed, plain = [], []
         for module in self.supernet.modules():
             for name, p in module.named_parameters(recurse=False):
-                (plain if isinstance(module, _BatchNorm) or name == "bias" else decayed).append(p)
+                (plain if isinstance(module, (_BatchNorm, nn.LayerNorm)) or name == "bias" else decayed).append(p)
         groups = [{"params": unique(decayed)}, {"params": unique(plain), "weight_decay": 0.0}]
         return self.make_optimizer([group for group in groups if group["params"]])
 
@@ -486,6 +494,10 @@ class SupernetTask(pl.LightningModule):
         for key in ("family", "arguments", "space"):
             if checkpoint["supernet"][key] != ours[key]:
                 raise ValueError(f"the checkpoint's {key} is {checkpoint['supernet'][key]}, this run's is {ours[key]}")
+        if spec := self.supernet.input_spec:  # of the data now; the checkpoint's are those it was trained on
+            self.supernet.input_spec = checkpoint["supernet"]["input_spec"]
+            self.supernet.check_data(spec)
+            self.supernet.input_spec = spec
         if self.trainer.state.fn != "fit":
             return
         if checkpoint["phases"] != [dataclasses.asdict(p) for p in self.phases]:
@@ -511,14 +523,6 @@ def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
         except ValueError as error:
             raise ValueError(f"phase {phase.name!r}: {error}") from error
     return list(phases)
-
-
-def check_classes(supernet: Supernet, input_spec: dict[str, Any]) -> None:
-    """Raise ValueError where the supernet's classes or input channels are not the data's."""
-    arguments = supernet.arguments
-    for name, has in (("num_classes", input_spec["classes"]), ("in_channels", input_spec["shape"][0])):
-        if arguments.get(name, has) != has:
-            raise ValueError(f"the supernet was made with {name} = {arguments[name]}, the data have {has}")
 
 
 def derive_seed(*keys: int) -> int:
