@@ -133,7 +133,7 @@ class SelfAttention(Attention):
     def convolve(self, qkv: Tensor, mask: Tensor | None, cache: Any) -> list[Tensor]:
         """q, k and v, convolved; of (B, N, 3 inner)."""
         more = self.kernel_size - 1
-        if self.causal:
+        if self.causal and more:
             past = None if cache is None else cache.history
             if past is None:
                 past = qkv.new_zeros(qkv.size(0), more, qkv.size(2))
@@ -251,7 +251,7 @@ class Encoder(nn.Module):
         """The outputs, and the mask (B, 1, 1, S) of the tokens that are no padding."""
         self.embedding.check(source.size(1))
         real = source != PAD
-        x = self.embedding(source, PAD + real.cumsum(1) * real)
+        x = self.embedding(source, PAD + real.long().cumsum(1) * real)
         mask = real[:, None, None, :]
         outputs: list[Tensor] = []
         for layer in self.layers:

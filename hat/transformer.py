@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hat.decoding import Cache, DecoderPart, EncoderPart, Translation, empty_caches, plan, state_names, tensors
 from hat.layers import PAD, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
 from supernet.elastic import (
     ElasticDepthwiseConv1d,
@@ -20,14 +21,14 @@ from supernet.elastic import (
     ElasticLinear,
     ElasticModuleList,
 )
-from supernet.model import Supernet, WidthGroup, total
+from supernet.model import Part, Supernet, WidthGroup, total
 from supernet.space import Choice, SearchSpace, as_tuples, truncate
 
 LAYERS = SimpleNamespace(
     Linear=ElasticLinear, LayerNorm=ElasticLayerNorm, Dropout=ElasticDropout, Conv1d=ElasticDepthwiseConv1d
 )
 SPANS = {-1: 1, 1: 2, 2: 3}  # HAT's names of how many encoder layers, from the last on, a decoder layer attends to
-EXAMPLE_LENGTH = 30  # tokens of either side where no data say how long sentences are, as in HAT
+EXAMPLE_LENGTH, EXAMPLE_BEAM = 30, 5  # tokens of a sentence, and hypotheses, where no data say; HAT's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,6 +378,53 @@ class Transformer(Supernet):
             for size, length in zip(sizes, self.lengths)
         )
 
+    def inference(self, batch: int = 1) -> tuple[nn.Module, tuple[Tensor]]:
+        """A translation as HAT times it: see hat.decoding.Translation."""
+        source, _ = self.example_inputs(batch)
+        return Translation(self.encoder, self.decoder, self.lengths[1], self.beam), (source,)
+
+    def parts(self, batch: int = 1) -> dict[str, Part]:
+        """The encoder, with the keys and values that the decoder attends to, and one decoder step with its caches."""
+        batch = max(batch, 2)  # any size will do, but exporters take a size of 1 for a constant
+        source, previous = self.example_inputs(batch)
+        encoder, decoder = EncoderPart(self.encoder, self.decoder), DecoderPart(self.decoder)
+        memory, own = state_names(self.decoder)
+        with torch.no_grad():
+            mask, *memory_tensors = encoder(source)
+            caches = [Cache(history=cache.history) for cache in empty_caches(self.decoder, batch)]
+            self.decoder(previous[:, :5], list(zip(memory_tensors[::2], memory_tensors[1::2])), mask, caches)
+        cached = [x for cache in caches for x in tensors(cache)]
+        dynamic = {"source": {0: "batch", 1: "source"}, "previous": {0: "batch"}, "mask": {0: "batch", 3: "source"}}
+        dynamic |= {name: {0: "batch", 2: f"memory_{name.rpartition('_')[2]}"} for name in memory}
+        for name in own:
+            dynamic[name] = {0: "batch"} if name.startswith("history") else {0: "batch", 2: "past"}
+        renewed = [f"new_{name}" for name in own]
+        for name in own:
+            dynamic[f"new_{name}"] = {0: "batch"} if name.startswith("history") else {0: "batch", 2: "past_and_one"}
+        dynamic["logits"] = {0: "batch"}
+
+        def part(module: nn.Module, inputs: list[Tensor], names: list[str], outputs: list[str]) -> Part:
+            axes = {name: dynamic[name] for name in (*names, *outputs)}
+            return Part(module, tuple(inputs), tuple(names), tuple(outputs), axes)
+
+        return {
+            "encoder": part(encoder, [source], ["source"], ["mask", *memory]),
+            "decoder": part(
+                decoder,
+                [previous[:, :1], mask, *memory_tensors, *cached],
+                ["previous", "mask", *memory, *own],
+                ["logits", *renewed],
+            ),
+        }
+
+    def plan(self) -> dict[str, Any]:
+        return plan(self.decoder, *self.lengths, self.beam)
+
+    @property
+    def beam(self) -> int:
+        """Hypotheses of a translation that is timed."""
+        return self.input_spec.get("beam", EXAMPLE_BEAM)
+
     @property
     def lengths(self) -> tuple[int, int]:
         """Source and target tokens of a sentence of the data it is for."""
@@ -388,7 +436,7 @@ class Transformer(Supernet):
 
     def _cost_terms(self, source_length: int, target_length: int) -> TransformerCosts:
         arguments = {name: self.arguments[name] for name in COST_ARGUMENTS}
-        return TransformerCosts(self.space, source_length, target_length, **arguments)
+        return TransformerCosts(self.space, source_length, target_length, self.beam, **arguments)
 
     def costs(
         self, X: np.ndarray, source_length: int | None = None, target_length: int | None = None
@@ -433,11 +481,15 @@ COST_ARGUMENTS = (
 
 @dataclasses.dataclass(frozen=True)
 class TransformerCosts:
-    """Cost terms of Transformer networks, in closed form over (n, layer) arrays; lengths in tokens."""
+    """Cost terms of Transformer networks, in closed form over (n, layer) arrays; lengths in tokens.
+
+    They are of one sentence. What is timed has `beam` hypotheses of it in the decoder, which a latency is told by.
+    """
 
     space: SearchSpace
     source_length: int
     target_length: int
+    beam: int
     vocab_size: int
     target_vocab_size: int | None
     share_embeddings: bool

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import time
@@ -25,6 +26,7 @@ from predictors.store import digest
 
 Run = Callable[[], Any]  # one inference on fixed inputs
 Source = Any  # what a device times: the path of a file, or (module, inputs) for torch; or a function that makes it
+PLAN = "run.json"  # in the folder of a network that runs in several files, as supernet.export writes it
 STATISTICS = {"p10": 10, "median": 50, "p90": 90}  # as percentiles
 
 
@@ -101,7 +103,8 @@ class Device:
     def load(self, source: Source) -> Run:
         """`source` made ready to run: a function that does one inference on fixed inputs.
 
-        onnxruntime takes the path of an .onnx file and makes its inputs (batch first). torch takes (module, inputs);
+        onnxruntime takes the path of an .onnx file, or of a folder with a plan (`load_plan`), and makes its inputs
+        (batch first). torch takes (module, inputs);
         it runs a copy of the module, channels_last if an input is B, C, H, W. ValueError if precision or batch is not
         this device's. Only `measure` pins threads: a run from elsewhere is not a measurement.
         """
@@ -352,15 +355,10 @@ def load_torch(device: Device, source: Source) -> tuple[Run, str]:
 
 
 def load_onnxruntime(device: Device, source: Source) -> tuple[Run, str]:
-    import onnxruntime
-
     path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"{device.name} times an .onnx file, and {path} is not there")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = device.threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if (path / PLAN).is_file():
+        return load_plan(device, path)
+    session = onnx_session(device, path)
     rng = np.random.default_rng(0)
     feeds = {}
     for x in session.get_inputs():
@@ -374,6 +372,55 @@ def load_onnxruntime(device: Device, source: Source) -> tuple[Run, str]:
         floating = np.issubdtype(ONNX_TYPES[x.type], np.floating)
         feeds[x.name] = (values if floating else np.ones_like(values)).astype(ONNX_TYPES[x.type])
     return lambda: session.run(None, feeds), onnx_precision(path)
+
+
+def onnx_session(device: Device, path: Path) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{device.name} times an .onnx file, and {path} is not there")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def load_plan(device: Device, folder: Path) -> tuple[Run, str]:
+    """A network in two files, as a folder's run.json says: `first` runs once, `then` runs `steps` times.
+
+    The outputs of `first` are inputs of `then`, each item `copies` times; an output `new_X` of `then` is the next
+    step's input X. `inputs` of `first` and `start`, the other inputs of the first step, are shapes, filled with zeros
+    or, for integers, with `integers`.
+    """
+    plan = json.loads((folder / PLAN).read_text())
+    files = [folder / f"{plan[part]}.onnx" for part in ("first", "then")]
+    first, then = (onnx_session(device, path) for path in files)
+    types = {
+        x.name: ONNX_TYPES[x.type] for session in (first, then) for x in session.get_inputs() if x.type in ONNX_TYPES
+    }
+
+    def filled(shapes: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
+        integer = {name: np.issubdtype(types[name], np.integer) for name in shapes}
+        return {name: np.full(s, plan["integers"] if integer[name] else 0, types[name]) for name, s in shapes.items()}
+
+    inputs, start = filled(plan["inputs"]), filled(plan["start"])
+    for name, x in inputs.items():
+        if len(x) != device.batch:
+            raise ValueError(f"{device.name}: batch {device.batch}, but {folder} is for {name} of {x.shape}")
+    made = [x.name for x in first.get_outputs()]
+    returned = [x.name.removeprefix("new_") for x in then.get_outputs()]
+    wanted = {x.name for x in then.get_inputs()}
+
+    def run() -> Any:
+        outputs = zip(made, first.run(None, inputs))
+        state = start | {name: np.repeat(x, plan["copies"], axis=0) for name, x in outputs}
+        for _ in range(plan["steps"]):
+            outputs = then.run(None, state)
+            state.update((name, x) for name, x in zip(returned, outputs) if name in wanted)
+        return outputs
+
+    precisions = {part for path in files for part in onnx_precision(path).split("+")}
+    return run, "+".join(sorted(precisions))
 
 
 def onnx_precision(path: Path) -> str:

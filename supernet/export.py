@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from supernet.model import Supernet
+from supernet.model import Part, Supernet
 from supernet.space import SearchSpace
 
 FORMAT = 1
+PLAN = "run.json"  # how the files of a network in several parts run
 NETWORK_FILES = DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
 ONNX_OPSET = 20  # the newest that both of torch's exporters write
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output
@@ -138,26 +139,39 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
     The file appears whole and checked, or not at all: onnxruntime's output may differ from the model's by at most
     1e-4 of the largest, else RuntimeError. An existing file is replaced. Returns `path`.
     """
-    path, inputs = Path(path), tuple(inputs)
+    inputs = tuple(inputs)
+    names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
+    return part_to_onnx(Part(model, inputs, names), path, fast)
+
+
+def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
+    """`to_onnx` of a module with several outputs, or with axes of any size."""
+    path, model = Path(path), part.module
     training = {module: module.training for module in model.modules()}
+    dynamic = [dict.fromkeys(part.dynamic.get(name, ()), torch.export.Dim.DYNAMIC) for name in part.names]
 
     def write(temporary: Path) -> None:
         with torch.no_grad(), warnings.catch_warnings():
             # torch 2.9 and later: every call of the older exporter says twice that it is deprecated.
             for message in ("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
                 warnings.filterwarnings("ignore", message, DeprecationWarning)
+            # It also warns of sizes that decide something, and of slices; the check below runs what it made of them.
+            warnings.filterwarnings("ignore", "Constant folding", UserWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             torch.onnx.export(
                 model,
-                inputs,
+                part.inputs,
                 str(temporary),
                 dynamo=not fast,
                 opset_version=ONNX_OPSET,
                 external_data=False,
                 verbose=False,
-                input_names=list(inspect.signature(model.forward).parameters)[: len(inputs)],
-                output_names=["output"],
+                input_names=list(part.names),
+                output_names=list(part.outputs),
+                dynamic_axes={name: dict(axes) for name, axes in part.dynamic.items()} if fast else None,
+                dynamic_shapes=grouped(model, dynamic) if part.dynamic and not fast else None,
             )
-        check_onnx(model, temporary, inputs)
+        check_onnx(part, temporary)
 
     model.eval()
     try:
@@ -168,26 +182,55 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
     return path
 
 
+def grouped(model: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
+    """One value an input, as a tuple in the place of `forward`'s *arguments."""
+    named = [p for p in inspect.signature(model.forward).parameters.values() if p.kind != p.VAR_POSITIONAL]
+    rest = tuple(values[len(named) :])
+    return (*values[: len(named)], rest) if rest else tuple(values)
+
+
+def write_onnx(network: Supernet, folder: Path, fast: bool = False, batch: int = 1) -> Path:
+    """Write each part of an extracted network to `folder` as PART.onnx, and run.json, its plan, if it has several.
+
+    Returns what a device loads: the one file, or the folder.
+    """
+    parts, plan = network.parts(batch), network.plan()
+    for name, part in parts.items():
+        part_to_onnx(part, folder / f"{name}.onnx", fast)
+    if plan is None:
+        return folder / f"{next(iter(parts))}.onnx"
+    write_atomically(folder / PLAN, lambda temporary: temporary.write_text(json.dumps(plan, indent=1) + "\n"))
+    return folder
+
+
 @torch.no_grad()
-def check_onnx(model: nn.Module, path: Path, inputs: Sequence[Tensor]) -> float:
-    """The largest difference between file and model over the largest output; above the tolerance, RuntimeError.
+def check_onnx(part: Part, path: Path) -> float:
+    """The largest difference between file and module over the largest output; above the tolerance, RuntimeError.
 
     Floating-point inputs are drawn anew, as those that were traced may be constants of the file; others are taken.
     """
     import onnxruntime
 
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in inputs]
+    inputs = [torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in part.inputs]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {spec.name: x.cpu().numpy() for spec, x in zip(session.get_inputs(), inputs, strict=True)}
-    expected = model(*inputs).cpu()
-    largest = expected.abs().max().item() or 1.0  # all zero: the file's must be nearly so
-    difference = (torch.from_numpy(session.run(None, feed)[0]) - expected).abs().max().item()
-    if not difference <= ONNX_TOLERANCE * largest:
-        raise RuntimeError(f"the ONNX file differs from the model by {difference:.3g}; outputs reach {largest:.3g}")
-    return difference / largest
+    feed = {name: x.cpu().numpy() for name, x in zip(part.names, inputs, strict=True)}
+    made = part.module(*inputs)
+    worst = 0.0
+    for name, expected, found in zip(
+        part.outputs, [made] if isinstance(made, Tensor) else made, session.run(list(part.outputs), feed), strict=True
+    ):
+        expected, found = expected.cpu().double(), torch.from_numpy(found).double()
+        largest = expected.abs().max().item() or 1.0  # all zero: the file's must be nearly so
+        difference = (found - expected).abs().max().item()
+        if not difference <= ONNX_TOLERANCE * largest:
+            raise RuntimeError(
+                f"{name} of the ONNX file differs from the model's by {difference:.3g}; it reaches {largest:.3g}"
+            )
+        worst = max(worst, difference / largest)
+    return worst
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -32,6 +33,20 @@ class WidthGroup:
     outputs: Sequence[nn.Module]
     inputs: Sequence[nn.Module]
     widths: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module that is exported, with example inputs and the names of inputs and outputs.
+
+    `dynamic` names the axes that may have any size: {input or output: {axis: name}}.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    outputs: tuple[str, ...] = ("output",)
+    dynamic: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)
 
 
 class Supernet(nn.Module, ABC):
@@ -73,6 +88,20 @@ class Supernet(nn.Module, ABC):
     @abstractmethod
     def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
         """Random inputs of the active config's shapes, for tracing and timing."""
+
+    def inference(self, batch: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """One inference as it is timed: a module of this network, and its inputs."""
+        return self, self.example_inputs(batch)
+
+    def parts(self, batch: int = 1) -> dict[str, Part]:
+        """What is exported, by name: the network as one module, unless the family runs in several (see `plan`)."""
+        inputs = self.example_inputs(batch)
+        names = tuple(inspect.signature(self.forward).parameters)[: len(inputs)]
+        return {"subnet": Part(self, inputs, names)}
+
+    def plan(self) -> dict[str, Any] | None:
+        """How the parts run as one inference, in JSON values; None where there is one part."""
+        return None
 
     def prepare(self, inputs: Sequence[Tensor], config: Any = None) -> Sequence[Tensor]:
         """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""
