@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -66,12 +67,11 @@ class DecoderPart(nn.Module):
         self.decoder = decoder
 
     def forward(self, previous: Tensor, mask: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        depth = len(list(self.decoder.layers))
-        memory, own = state[: 2 * depth], state[2 * depth :]
-        each = len(own) // depth
-        caches = [Cache(*own[each * i : each * (i + 1)]) for i in range(depth)]
+        layers = list(self.decoder.layers)
+        memory, own = state[: 2 * len(layers)], iter(state[2 * len(layers) :])
+        caches = [Cache(*islice(own, 3 if remembers(layer.self_attention) else 2)) for layer in layers]
         pairs = list(zip(memory[::2], memory[1::2]))
-        logits = self.decoder(previous, pairs, mask, caches, own[0].size(2))
+        logits = self.decoder(previous, pairs, mask, caches, caches[0].keys.size(2))
         return logits[:, -1], *(x for cache in caches for x in tensors(cache))
 
 
