@@ -152,6 +152,7 @@ class Transformer(Supernet):
     """
 
     config_class = TransformerConfig
+    figure = "loss"
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ def specialize(
     finalists: int = 8,
     population: int = 100,
     generations: int = 500,
+    search: str = "predictor",
     store: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -38,6 +39,8 @@ def specialize(
         finalists: networks that each search proposes, and that are exported and timed before one is chosen.
         population: of the evolutionary search.
         generations: of the evolutionary search.
+        search: predictor, or direct: evaluate every network that the search scores, of which there are many. What was
+            evaluated is in the store, so that an interrupted search goes on.
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
         seed: of sampling and search.
         overwrite: let it replace an earlier result in `out`.
@@ -47,6 +50,8 @@ def specialize(
     """
     if not 0 < max_latency < float("inf"):
         raise ValueError(f"max_latency = {max_latency} ms is not a positive number")
+    if search not in ("predictor", "direct"):
+        raise ValueError(f"search: {search!r} is neither predictor nor direct")
     least = {"latency_samples": 5, "accuracy_samples": 5, "finalists": 1, "population": 2, "generations": 0, "seed": 0}
     for name, bound in least.items():
         if locals()[name] < bound:
@@ -74,7 +79,16 @@ def specialize(
         section = read_section(supernet, data)
         bench = Bench(network, make_data(section), timed_on, measurements, Path(files), section)
         return find_network(
-            bench, max_latency, folder, latency_samples, accuracy_samples, finalists, population, generations, seed
+            bench,
+            max_latency,
+            folder,
+            latency_samples,
+            accuracy_samples,
+            finalists,
+            population,
+            generations,
+            seed,
+            direct=search == "direct",
         )
 
 

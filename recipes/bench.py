@@ -21,13 +21,14 @@ from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device, Measurement, latencies, measure, undisturbed
 from predictors.latency import LatencyPredictor, quality
 from predictors.store import Store, digest, network_id
-from supernet.export import NETWORK_FILES, to_onnx, write_folder, write_network
+from supernet.export import NETWORK_FILES, PLAN, write_folder, write_network, write_onnx
 from supernet.model import Supernet, calibrate
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.space import SearchSpace
 from supernet.training import evaluate_network
 
-FILES = (*NETWORK_FILES, "subnet.onnx", "report.json", "front.png")
+ONNX_FILES = ("subnet.onnx", "encoder.onnx", "decoder.onnx", PLAN)  # of any family
+FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -42,13 +43,15 @@ def find_network(
     population: int,
     generations: int,
     seed: int,
+    direct: bool = False,
 ) -> dict[str, Any]:
     """Search, measure what was found as the files that ship, correct the predictors, and again.
 
-    Until one meets the budget (ms) and nothing that seems to is more accurate, or for `ROUNDS`.
+    Until one meets the budget (ms) and nothing that seems to is better, or for `ROUNDS`. `direct` evaluates every
+    network that the search scores, where there is else a predictor of `accuracy_samples` evaluated ones.
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
-    space, rng = bench.supernet.space, np.random.default_rng(seed)
+    space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
     ends = space.encode([space.smallest(), space.largest()])
     X = latency_rows(space, latency_samples, rng)
     timed_ms = bench.latencies(X, "timing samples")
@@ -67,26 +70,35 @@ def find_network(
     if budget < cheapest:
         raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
 
-    # Networks within the budget teach most about those that could be chosen; where few are, the nearest to it.
-    pool = space.sample(20 * accuracy_samples, rng)
-    over = np.maximum(latency.predict(pool) - budget, 0)
-    A = np.concatenate([ends, pool[np.argsort(over, kind="stable")[: accuracy_samples - 2]]])
+    # The search ranks by cross entropy, which a few hundred items tell far better than accuracy.
+    predictors = {name: AccuracyPredictor(terms=bench.supernet.cost_terms) for name in ("accuracy", "loss")}
+    A = ends
+    if not direct:
+        # Networks within the budget teach most about those that could be chosen; where few are, the nearest to it.
+        pool = space.sample(20 * accuracy_samples, rng)
+        over = np.maximum(latency.predict(pool) - budget, 0)
+        A = np.concatenate([ends, pool[np.argsort(over, kind="stable")[: accuracy_samples - 2]]])
     figures = bench.evaluate(A, "evaluating samples")
-    # The search ranks by cross entropy, which a few hundred images tell far better than accuracy; people read accuracy.
-    score, accuracy = (AccuracyPredictor(terms=bench.supernet.cost_terms) for _ in range(2))
-    report["accuracy_predictor"] = {
-        name: quality(figures[name], cross_val_predict(clone(accuracy), A, figures[name], cv=folds)) for name in figures
-    }
-    score.fit(A, -figures["loss"])
+    samples = len(A)
+    if not direct:
+        report["accuracy_predictor"] = {
+            name: quality(figures[name], cross_val_predict(clone(model), A, figures[name], cv=folds))
+            for name, model in predictors.items()
+        }
+
+    def score(X: np.ndarray) -> np.ndarray:
+        return -(bench.evaluate(X, "evaluating")["loss"] if direct else predictors["loss"].predict(X))
 
     winner, timed = None, {}
     for _ in range(ROUNDS):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
-        for _ in range(REFITS):
+        for _ in range(1 if direct else REFITS):
+            if not direct:
+                predictors["loss"].fit(A, figures["loss"])
             try:
                 result = evolutionary_search(
                     space,
-                    score.predict,
+                    score,
                     [(latency.predict, budget)],
                     population=population,
                     generations=generations,
@@ -100,27 +112,27 @@ def find_network(
             A = np.concatenate([A, new])
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
-            score.fit(A, -figures["loss"])
-        # The most accurate of all that were evaluated, and seem fast enough, are timed as the files that ship; where
-        # one met the budget already, only those more accurate than it.
-        order = np.lexsort((figures["loss"], -figures["accuracy"]))
+        # The best of all that were evaluated, and seem fast enough, are timed as the files that ship; where one met the
+        # budget already, only those better than it.
+        merits = figures["accuracy"] if figure == "accuracy" else -figures["loss"]
+        order = np.lexsort((figures["loss"], -merits))
         fits = [i for i in order if tuple(A[i]) not in timed and latency.predict(A[i : i + 1])[0] <= budget]
-        chosen = [i for i in fits if winner is None or figures["accuracy"][i] > winner["accuracy"]][:finalists]
+        chosen = [i for i in fits if winner is None or merits[i] > winner["merit"]][:finalists]
         if not chosen:
             break
         C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
-        others = np.delete(np.arange(len(A)), chosen)  # a prediction is by a predictor that has not seen the network
-        hopes = clone(accuracy).fit(A[others], figures["accuracy"][others]).predict(C)
-        for row, config, ms, right, guess, hope in zip(
-            C, space.decode(C), measured, figures["accuracy"][chosen], latency.predict(C), hopes
-        ):
+        hopes = figures[figure][chosen]
+        if not direct:
+            others = np.delete(np.arange(len(A)), chosen)  # a prediction is by one that has not seen the network
+            hopes = clone(predictors[figure]).fit(A[others], figures[figure][others]).predict(C)
+        for i, row, config, ms, guess, hope in zip(chosen, C, space.decode(C), measured, latency.predict(C), hopes):
             timed[tuple(row)] = {
                 "config": config,
+                "merit": merits[i],
                 "latency_ms": float(ms),
-                "accuracy": float(right),
                 "predicted_latency_ms": float(guess),
-                "predicted_accuracy": float(hope),
-            }
+                f"predicted_{figure}": float(hope),
+            } | {name: float(values[i]) for name, values in figures.items()}
         winner = confirmed(bench, list(timed.values()), budget)
         # The first measurement, which a repeated call finds again, unless the second one said no.
         finals = [timed[tuple(row)] for row in C]
@@ -133,18 +145,20 @@ def find_network(
         raise ValueError(f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms: {found}")
 
     report["config"] = dataclasses.asdict(winner["config"])
-    report |= {k: v for k, v in winner.items() if k != "config"}
-    report["finalists"] = [{k: v for k, v in final.items() if k != "config"} for final in finals]
+    report["figure"] = figure
+    hidden = ("config", "merit")
+    report |= {k: v for k, v in winner.items() if k not in hidden}
+    report["finalists"] = [{k: v for k, v in final.items() if k not in hidden} for final in finals]
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
     report["samples"] = [
-        {"predicted_latency_ms": ms, "accuracy": right}
-        for ms, right in zip(latency.predict(A[:accuracy_samples]).tolist(), figures["accuracy"].tolist())
+        {"predicted_latency_ms": ms} | {name: float(values[i]) for name, values in figures.items()}
+        for i, ms in enumerate(latency.predict(A[:samples]).tolist())
     ]
     bench.write(folder, winner["config"], report)
     print(
         f"budget {budget:.3f} ms; predicted {winner['predicted_latency_ms']:.3f} ms, measured"
-        f" {winner['confirmed_ms']:.3f} ms; held-out accuracy {winner['accuracy']:.4f}; written to {folder}"
+        f" {winner['confirmed_ms']:.3f} ms; held-out {figure} {winner[figure]:.4f}; written to {folder}"
     )
     return report
 
@@ -172,8 +186,8 @@ def distinct(X: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:
 
 
 def confirmed(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
-    """The most accurate finalist that meets the budget in two independent measurements of its file."""
-    for final in sorted(finals, key=lambda final: (-final["accuracy"], final["latency_ms"])):
+    """The best finalist that meets the budget in two independent measurements of its file."""
+    for final in sorted(finals, key=lambda final: (-final["merit"], final["latency_ms"])):
         if final["latency_ms"] > budget:
             continue
         if "confirmed_ms" not in final:
@@ -190,6 +204,7 @@ class Bench:
         self, supernet: Supernet, data: Any, device: Device, store: Store, files: Path, section: dict[str, Any]
     ) -> None:
         supernet.check_data(data.input_spec)
+        supernet.input_spec = dict(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.section = files, section
         self.quiet: dict[str, float] | None = None
@@ -257,16 +272,18 @@ class Bench:
             else:  # time does not depend on the statistics, but they must be sane for the file to be checked
                 subnet = self.supernet.extract(config).eval()
                 calibrate(subnet, [subnet.example_inputs(8)])
-            inputs = subnet.example_inputs(self.device.batch)
             if self.device.runtime == "torch":
-                return subnet, inputs
-            return self.onnx(config, subnet, inputs, fast=exporter == "search")
+                return subnet.inference(self.device.batch)
+            return self.onnx(config, subnet, fast=exporter == "search")
 
         return make
 
-    def onnx(self, config: Any, subnet: Any, inputs: Any, fast: bool) -> Path:
-        path = self.files / f"{self._key(config, 'search' if fast else 'final')[0]}.onnx"
-        return path if path.is_file() else to_onnx(subnet, path, inputs, fast=fast)
+    def onnx(self, config: Any, subnet: Supernet, fast: bool) -> Path:
+        """What a device loads of the network, written where it is not there yet: its ONNX file, or a folder of them."""
+        folder = self.files / self._key(config, "search" if fast else "final")[0]
+        if not folder.is_dir():  # each appears whole
+            write_folder(folder, lambda temporary: write_onnx(subnet, temporary, fast, self.device.batch), ())
+        return folder if (folder / PLAN).is_file() else next(folder.iterdir())
 
     # ---- accuracy
 
@@ -290,14 +307,14 @@ class Bench:
     # ---- result
 
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
-        """The winner's files, all or none: the saved subnet, its ONNX file, report.json and front.png."""
+        """The winner's files, all or none: the saved subnet, its ONNX files, report.json and front.png."""
         subnet = self.calibrated(config)
-        subnet.input_spec = dict(self.data.input_spec)
-        file = self.onnx(config, subnet, subnet.example_inputs(), fast=False)  # the one that was timed, if one was
+        files = self.onnx(config, subnet, fast=False)  # those that were timed, if they were
 
         def write(temporary: Path) -> None:
             write_network(subnet, temporary, self.section)
-            shutil.copyfile(file, temporary / "subnet.onnx")
+            for file in files.iterdir() if files.is_dir() else [files]:
+                shutil.copyfile(file, temporary / file.name)
             (temporary / "report.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
             draw_front(report, temporary / "front.png")
 
@@ -328,13 +345,13 @@ def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
 
 
 def draw_front(report: dict[str, Any], path: Path) -> None:
-    """Accuracy against latency: samples, finalists as predicted and as measured, the winner, the budget."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"latency on {report['device']['name']} (ms)", ylabel="held-out accuracy")
+    """The figure against latency: samples, finalists as predicted and as measured, the winner, the budget."""
+    name, figure = report["figure"], Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel=f"latency on {report['device']['name']} (ms)", ylabel=f"held-out {name}")
     samples, finals = report["samples"], report["finalists"]
     axes.scatter(
         [s["predicted_latency_ms"] for s in samples],
-        [s["accuracy"] for s in samples],
+        [s[name] for s in samples],
         s=14,
         c="0.7",
         label="samples, latency predicted",
@@ -342,21 +359,21 @@ def draw_front(report: dict[str, Any], path: Path) -> None:
     for final in finals:
         axes.plot(
             [final["predicted_latency_ms"], final["latency_ms"]],
-            [final["predicted_accuracy"], final["accuracy"]],
+            [final[f"predicted_{name}"], final[name]],
             c="0.8",
             lw=0.8,
             zorder=1,
         )
     axes.scatter(
         [f["predicted_latency_ms"] for f in finals],
-        [f["predicted_accuracy"] for f in finals],
+        [f[f"predicted_{name}"] for f in finals],
         s=22,
         facecolors="none",
         edgecolors="tab:blue",
         label="finalists, predicted",
     )
-    axes.scatter([f["latency_ms"] for f in finals], [f["accuracy"] for f in finals], s=22, label="finalists, measured")
-    axes.scatter([report["confirmed_ms"]], [report["accuracy"]], s=90, marker="*", c="tab:red", label="chosen")
+    axes.scatter([f["latency_ms"] for f in finals], [f[name] for f in finals], s=22, label="finalists, measured")
+    axes.scatter([report["confirmed_ms"]], [report[name]], s=90, marker="*", c="tab:red", label="chosen")
     axes.axvline(report["budget_ms"], c="tab:red", lw=1, ls="--", label="budget")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

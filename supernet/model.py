@@ -61,6 +61,8 @@ class Supernet(nn.Module, ABC):
     config_class: type
     input_choices: tuple[str, ...] = ()
     """The choices that change the input (resolution) rather than the network: one value a step, for all its subnets."""
+    figure: str = "accuracy"
+    """The held-out figure that networks are chosen by: accuracy or loss."""
 
     def __init__(self, space: SearchSpace, arguments: dict[str, Any]) -> None:
         super().__init__()
