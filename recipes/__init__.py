@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 __all__ = ["evaluate", "export", "make_data", "read_section", "specialize"]
 
-FORMATS = ("onnx", "timm")
+FORMATS = ("onnx", "timm", "huggingface")
 
 
 def specialize(
@@ -92,13 +93,23 @@ def specialize(
         )
 
 
-def export(subnet: str, out: str, format: str = "onnx", overwrite: bool = False) -> dict[str, Path]:
+def export(
+    subnet: str,
+    out: str,
+    format: str = "onnx",
+    architecture: str | None = None,
+    data: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Path]:
     """Write a subnet in other programs' formats, each checked against the torch network.
 
     Args:
-        subnet: folder of a saved subnet.
-        out: folder to write to; a file or folder per format.
-        format: comma-separated: onnx, timm.
+        subnet: folder of a saved subnet, or of a supernet if `architecture` is given.
+        out: folder to write to; files or a folder per format.
+        format: comma-separated: onnx; timm, of a convolutional network; huggingface, of a translation network.
+        architecture: which subnet of a supernet: largest, smallest, or a JSON or YAML file of its config.
+        data: a YAML file with class_path and init_args, to recalibrate BatchNorm of a supernet's subnet on; the data
+            the supernet was trained on if left out.
         overwrite: let it replace an earlier export.
 
     Returns:
@@ -109,53 +120,114 @@ def export(subnet: str, out: str, format: str = "onnx", overwrite: bool = False)
         if name not in FORMATS:
             raise ValueError(f"format: {name!r} is not one of {', '.join(FORMATS)}")
     import_families()
-    from ofa.timm import save_timm
-    from supernet.export import load, to_onnx
+    import hat
+    import ofa
+    from supernet.export import write_onnx
 
-    network = load(subnet)
-    if not network.extracted:
-        raise ValueError(f"{subnet} is a supernet: export a subnet of it")
+    network, _ = load_subnet(subnet, architecture, data)
+    for name, family in (("timm", ofa.MobileNetV3), ("huggingface", hat.Transformer)):
+        if name in formats and not isinstance(network, family):
+            raise ValueError(f"format: {name} is for a {family.__name__}, and {subnet} is a {type(network).__name__}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    targets = {"onnx": folder / "subnet.onnx", "timm": folder / "timm"}
+    parts = list(network.parts())
+    targets = {
+        "onnx": folder / "subnet.onnx" if parts == ["subnet"] else folder / "onnx",
+        "timm": folder / "timm",
+        "huggingface": folder / "huggingface",
+    }
     for name in formats:
         if targets[name].exists() and not overwrite:
             raise FileExistsError(f"{targets[name]} already exists: choose another --out, or --overwrite true")
     for name in formats:
         if name == "onnx":
-            to_onnx(network, targets[name], network.example_inputs())
-        else:
+            if parts != ["subnet"]:
+                targets[name].mkdir(exist_ok=True)
+            write_onnx(network, folder if parts == ["subnet"] else targets[name])
+        elif name == "timm":
+            from ofa.timm import save_timm
+
             save_timm(network, targets[name], overwrite=overwrite)
+        else:
+            from hat.data import read_tokenizer
+            from hat.huggingface import save_huggingface
+
+            save_huggingface(network, targets[name], read_tokenizer(network.input_spec), overwrite=overwrite)
         print(f"{name}: {targets[name]}")
     return {name: targets[name] for name in formats}
 
 
-def evaluate(subnet: str, data: str | None = None, split: str = "holdout") -> dict[str, float]:
-    """Evaluate a saved subnet: loss and accuracy on the held-out part (or, for a last look, the test set).
+def evaluate(
+    subnet: str, architecture: str | None = None, data: str | None = None, split: str = "holdout"
+) -> dict[str, Any]:
+    """Evaluate a subnet as it is, on the held-out part or, for a last look, the test set.
 
     Args:
-        subnet: folder of a saved subnet.
+        subnet: folder of a saved subnet, or of a supernet if `architecture` is given.
+        architecture: which subnet of a supernet: largest, smallest, or a JSON or YAML file of its config.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         split: holdout or test.
 
     Returns:
-        {"loss": mean cross entropy, "accuracy": fraction of right labels}
+        {"loss": mean cross entropy, "accuracy": fraction of right labels or tokens}; of a translation network also its
+        "perplexity" and sacreBLEU: "bleu", the bootstrap interval from "low" to "high", "signature"
     """
     if split not in ("holdout", "test"):
         raise ValueError(f"split: {split!r} is neither holdout nor test")
     import_families()
-    from supernet.export import load
+    import hat
     from supernet.training import evaluate_network
 
-    network = load(subnet)
-    if not network.extracted:
-        raise ValueError(f"{subnet} is a supernet, whose BatchNorm statistics are a mixture: evaluate a subnet of it")
-    module = make_data(read_section(subnet, data))
+    network, module = load_subnet(subnet, architecture, data)
+    if module is None:
+        module = make_data(read_section(subnet, data))
     network.check_data(module.input_spec)
     loader = module.val_dataloader() if split == "holdout" else module.test_dataloader()
     figures = evaluate_network(network, loader)
-    print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    if isinstance(network, hat.Transformer):
+        from hat.huggingface import bleu, to_huggingface, translate
+
+        sources, references = module.texts(split)
+        model = to_huggingface(network)
+        hypotheses = translate(model, module.tokenizer, sources, module.beam, module.length_penalty)
+        figures |= {"perplexity": math.exp(figures["loss"])} | bleu(hypotheses, references)
+    print(", ".join(f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in figures.items()))
     return figures
+
+
+def load_subnet(folder: str, architecture: str | None, data: str | None) -> tuple[Any, Any]:
+    """A saved subnet, or the one of a supernet that `architecture` names; and the data module, if one was made."""
+    from supernet.export import load
+    from supernet.model import calibrate
+
+    network = load(folder)
+    if network.extracted:
+        if architecture is not None:
+            raise ValueError(f"{folder} is a subnet, which has one architecture: leave {architecture} out")
+        return network, None
+    if architecture is None:
+        raise ValueError(f"{folder} is a supernet: say which subnet of it (--architecture largest, smallest or a file)")
+    subnet = network.extract(read_config(network.space, architecture)).eval()
+    module = make_data(read_section(folder, data))
+    network.check_data(module.input_spec)
+    return calibrate(subnet, module.calibration_batches()), module
+
+
+def read_config(space: Any, name: str) -> Any:
+    """A config of the space: its largest, its smallest, or what a JSON or YAML file says (a report.json, too)."""
+    import yaml
+
+    if name in ("largest", "smallest"):
+        return getattr(space, name)()
+    try:
+        values = yaml.safe_load(Path(name).read_text())
+        if isinstance(values, dict) and isinstance(values.get("config"), dict):
+            values = values["config"]
+        config = space.config_class(**values)
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is no config of a {space.config_class.__name__}: {error}") from error
+    space.encode([config])
+    return config
 
 
 def import_families() -> None:
@@ -163,6 +235,7 @@ def import_families() -> None:
 
     Raises ImportError where another distribution's package `ofa` (there is one on PyPI) has overwritten ours.
     """
+    import hat  # noqa: F401
     import ofa
 
     if not hasattr(ofa, "FAMILIES"):

@@ -1,0 +1,425 @@
+"""Parallel text for training, choosing and testing: a Lightning data module over sentence pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
+
+from hat.layers import BOS, EOS, PAD, UNK
+from supernet.distillation import IGNORE
+from supernet.export import write_folder
+from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, training_position
+
+SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}  # by id, as in HAT
+SPLITS = ("train", "valid", "test")
+Pairs = list[tuple[str, str]]
+
+
+class ParallelText(pl.LightningDataModule):
+    """Sentence pairs; batches are (source (B, S), previous (B, T), target (B, T)), int64.
+
+    Sources end with </s> and are padded on the left, targets end with </s> and are padded on the right with -100;
+    `previous` is the target shifted right, beginning with </s>, padded with <pad> (HAT's order). A batch holds pairs of
+    like length. `valid` chooses: `val_dataloader` serves it. The test split chooses nothing.
+
+    Args:
+        dataset: a folder with train, valid and test, each as two line-aligned files SPLIT.SOURCE and SPLIT.TARGET or as
+            one SPLIT.tsv; hf:NAME or hf:NAME:CONFIG, a data set of Hugging Face's `datasets` with translations; or
+            numbers, number words that are made up on the spot (English and German).
+        source, target: the languages, as the files or columns are called.
+        vocab_size: tokens of the byte-level BPE, shared by both languages, that is trained on the training split.
+        tokenizer: a folder with a tokenizer to use instead; its special tokens are <s> 0, <pad> 1, </s> 2, <unk> 3.
+        max_tokens: of a batch, padding included: pairs times the longer side.
+        max_length: tokens of a sentence with its </s>. Pairs with a longer one are left out, counted and reported.
+        beam: hypotheses of a translation that is scored or timed.
+        length_penalty: of those that are scored.
+        workers: processes that load.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "numbers",
+        source: str = "en",
+        target: str = "de",
+        vocab_size: int = 4008,
+        tokenizer: str | None = None,
+        max_tokens: int = 4096,
+        max_length: int = 200,
+        beam: int = 4,
+        length_penalty: float = 0.6,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("vocab_size", vocab_size, len(SPECIALS) + 256),
+            ("max_length", max_length, 2),
+            ("max_tokens", max_tokens, max_length),
+            ("beam", beam, 1),
+            ("workers", workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} = {value}: at least {least}")
+        self.beam, self.length_penalty, self.workers, self.seed = beam, length_penalty, workers, seed
+        self.max_tokens = max_tokens
+        pairs = read_pairs(dataset, source, target)
+        whole = {split: [pair for pair in pairs[split] if pair[0].strip() and pair[1].strip()] for split in SPLITS}
+        if tokenizer is not None:
+            self.tokenizer = load_tokenizer(tokenizer, vocab_size)
+        elif dataset == "numbers" or dataset.startswith("hf:"):
+            self.tokenizer = fast(train_tokenizer(whole["train"], vocab_size))
+        else:
+            self.tokenizer = kept_tokenizer(Path(dataset), whole["train"], vocab_size)
+
+        self.report: dict[str, dict[str, int]] = {}
+        self.parts: dict[str, Batches] = {}
+        self._texts: dict[str, Pairs] = {}
+        for split in SPLITS:
+            encoded = [self.encode([pair[side] for pair in whole[split]]) for side in (0, 1)]
+            fits = [i for i, ids in enumerate(zip(*encoded)) if max(map(len, ids)) <= max_length]
+            counts = {"pairs": len(fits), "empty": len(pairs[split]) - len(whole[split])}
+            self.report[split] = counts | {"too_long": len(whole[split]) - len(fits)}
+            if counts["pairs"] < len(pairs[split]):
+                rank_zero_info(
+                    f"{dataset}, {split}: of {len(pairs[split])} pairs {counts['empty']} with an empty side and"
+                    f" {self.report[split]['too_long']} of more than {max_length} tokens are left out"
+                )
+            if not fits:
+                raise ValueError(f"{dataset}: {split} has no pair that is neither empty nor too long")
+            self._texts[split] = [whole[split][i] for i in fits]
+            self.parts[split] = Batches(*([side[i] for i in fits] for side in encoded), max_tokens, seed)
+        held_out = self.parts["valid"]
+        self.input_spec: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "source": source,
+            "target": target,
+            "source_length": round(float(np.mean([len(ids) for ids in held_out.sources]))),
+            "target_length": round(float(np.mean([len(ids) for ids in held_out.targets]))),
+            "max_length": max_length,
+            "beam": beam,
+            "length_penalty": length_penalty,
+            "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+        }
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The token ids of each text, </s> included."""
+        return [np.array(e.ids, dtype=np.int32) for e in self.tokenizer.backend_tokenizer.encode_batch(list(texts))]
+
+    def texts(self, split: str) -> tuple[list[str], list[str]]:
+        """The sources and the references of the holdout or the test split."""
+        pairs = self._texts[{"holdout": "valid", "test": "test"}[split]]
+        return [source for source, _ in pairs], [target for _, target in pairs]
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """(rank, processes) of the training this module is attached to."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader:
+        batches = self.parts["train"]
+        sampler = ResumableSampler(len(batches), self.seed, self._position, *self._process)
+        if len(sampler) == 0:
+            raise ValueError(f"{len(batches)} batches are not one for each of {self._process[1]} processes")
+        return ResumableLoader(
+            batches, batch_size=None, sampler=sampler, num_workers=self.workers, persistent_workers=self.workers > 0
+        )
+
+    def _position(self) -> tuple[int, int]:
+        if not self.trainer:
+            return 0, 0
+        return training_position(self.trainer, len(self.parts["train"]) // self._process[1])
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("valid")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def _loader(self, split: str) -> DataLoader:
+        sampler = ShardSampler(len(self.parts[split]), *self._process)
+        return DataLoader(self.parts[split], batch_size=None, sampler=sampler, num_workers=self.workers)
+
+    def calibration_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs of a few training batches. Our Transformers have no BatchNorm, so that nothing reads them."""
+        for i in range(min(4, len(self.parts["train"]))):
+            source, previous, _ = self.parts["train"][i]
+            yield source, previous
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, "max_tokens": self.max_tokens, "pairs": len(self.parts["train"].sources)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise ValueError where a training would be resumed with other batches than it began with."""
+        if self.trainer.state.fn == "fit" and state != self.state_dict():
+            raise ValueError(f"the run began with the training data {state}; now they are {self.state_dict()}")
+
+
+class Batches(Dataset):
+    """Batches of pairs of like length, each of at most `max_tokens`. An index is a number, or (epoch, number).
+
+    Pairs are sorted by the longer side; which pairs of one length share a batch is drawn anew for each epoch. So where
+    batches begin is the same in all epochs.
+    """
+
+    def __init__(self, sources: list[np.ndarray], targets: list[np.ndarray], max_tokens: int, seed: int) -> None:
+        self.sources, self.targets, self.seed = sources, targets, seed
+        self.lengths = np.array([max(len(s), len(t)) for s, t in zip(sources, targets)])
+        self.starts = [0]
+        for i, length in enumerate(np.sort(self.lengths)):  # ascending: the last pair of a batch is its longest
+            if (i + 1 - self.starts[-1]) * length > max_tokens:
+                self.starts.append(i)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, number = index if isinstance(index, tuple) else (0, index)
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if self._order[0] != epoch:
+            ties = np.random.default_rng((self.seed, epoch)).random(len(self.lengths))
+            self._order = epoch, np.lexsort((ties, self.lengths))
+        stop = self.starts[number + 1] if number + 1 < len(self) else len(self.lengths)
+        return collate(*([side[i] for i in self._order[1][self.starts[number] : stop]] for side in self.sides))
+
+    @property
+    def sides(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return self.sources, self.targets
+
+
+def collate(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, </s> included, as (source, previous, target)."""
+    S, T = max(map(len, sources)), max(map(len, targets))
+    source, target = np.full((len(sources), S), PAD), np.full((len(targets), T), IGNORE)
+    previous = np.full((len(targets), T), PAD)
+    for i, (s, t) in enumerate(zip(sources, targets)):
+        source[i, S - len(s) :] = s
+        target[i, : len(t)] = t
+        previous[i, 0], previous[i, 1 : len(t)] = EOS, t[:-1]
+    return torch.from_numpy(source), torch.from_numpy(previous), torch.from_numpy(target)
+
+
+# ------------------------------------------------------------------------------------------------- tokenizers
+
+
+def train_tokenizer(pairs: Pairs, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of both sides; ValueError where the text has not enough to merge."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SPECIALS[i] for i in sorted(SPECIALS)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise ValueError(f"the training text gives {tokenizer.get_vocab_size()} tokens: vocab_size = {vocab_size}")
+    end = SPECIALS[EOS]
+    tokenizer.post_processor = processors.TemplateProcessing(f"$A {end}", f"$A {end} $B {end}", [(end, EOS)])
+    return tokenizer
+
+
+def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer as transformers' own class."""
+    names = {"bos_token": BOS, "pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        **{name: SPECIALS[i] for name, i in names.items()},
+    )
+
+
+def read_tokenizer(input_spec: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer that a saved network was trained with."""
+    if "tokenizer" not in input_spec:
+        raise ValueError("the network does not say its tokenizer: it was not trained on text")
+    return fast(Tokenizer.from_str(input_spec["tokenizer"]))
+
+
+def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder, checked: as many tokens, and the special ones where they belong."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no tokenizer: there is no {path}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(f"{path} has {tokenizer.get_vocab_size()} tokens, vocab_size is {vocab_size}")
+    for i, token in SPECIALS.items():
+        if tokenizer.id_to_token(i) != token:
+            raise ValueError(f"{path}: token {i} is {tokenizer.id_to_token(i)!r}, not {token!r}")
+    if tokenizer.encode("a").ids[-1] != EOS:
+        raise ValueError(f"{path} does not end what it encodes with {SPECIALS[EOS]}")
+    return fast(tokenizer)
+
+
+def kept_tokenizer(folder: Path, pairs: Pairs, vocab_size: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder of text, kept in it; trained anew where it was trained on another text."""
+    state = hashlib.sha256(f"{vocab_size}\n".encode())
+    for pair in pairs:
+        state.update("\t".join(pair).encode() + b"\n")
+    digest, place = state.hexdigest(), folder / f"tokenizer-{vocab_size}"
+    known = place / "trained_on.json"
+    if known.is_file() and json.loads(known.read_text()) == {"sha256": digest}:
+        return load_tokenizer(place, vocab_size)
+    tokenizer = fast(train_tokenizer(pairs, vocab_size))
+
+    def write(temporary: Path) -> None:
+        tokenizer.save_pretrained(temporary)
+        (temporary / known.name).write_text(json.dumps({"sha256": digest}) + "\n")
+
+    files = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", known.name)
+    try:
+        write_folder(place, write, files, overwrite=True)
+    except PermissionError:
+        rank_zero_info(f"{place} cannot be written: the tokenizer is trained again next time")
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------------------------------ text
+
+
+def read_pairs(dataset: str, source: str, target: str) -> dict[str, Pairs]:
+    """{split: pairs} of a data set; ValueError says what is wrong with the name or the files."""
+    if dataset == "numbers":
+        return numbers(source, target)
+    library, _, name = dataset.partition(":")
+    if library == "hf" and name:
+        return from_datasets(name, source, target)
+    folder = Path(dataset)
+    if not folder.is_dir():
+        raise ValueError(f"dataset: {dataset!r} is no folder, and neither numbers nor hf:NAME")
+    return {split: read_split(folder, split, source, target) for split in SPLITS}
+
+
+def read_split(folder: Path, split: str, source: str, target: str) -> Pairs:
+    table, sides = folder / f"{split}.tsv", [folder / f"{split}.{side}" for side in (source, target)]
+    if table.is_file():
+        rows = [line.split("\t") for line in read_lines(table)]
+        for number, row in enumerate(rows, 1):
+            if len(row) != 2:
+                raise ValueError(f"{table}, line {number}: {len(row) - 1} tabs, where one parts source and target")
+        return [(row[0], row[1]) for row in rows]
+    for path in sides:
+        if not path.is_file():
+            raise ValueError(f"{folder} has neither {table.name} nor {path.name}")
+    lines = [read_lines(path) for path in sides]
+    if len(lines[0]) != len(lines[1]):
+        short, long = sorted((0, 1), key=lambda side: len(lines[side]))
+        raise ValueError(
+            f"{sides[long]}, line {len(lines[short]) + 1}: it has no partner, as {sides[short]} has"
+            f" {len(lines[short])} lines and this file {len(lines[long])}"
+        )
+    return list(zip(*lines))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, as an editor counts them; ValueError names the line that is not UTF-8."""
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    decoded = []
+    for number, line in enumerate(lines, 1):
+        try:
+            decoded.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8: {error}") from error
+    return decoded
+
+
+def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ImportError("hf: needs the package datasets: pip install 'supernet[text]'") from None
+    path, _, config = name.partition(":")
+    splits = load_dataset(path, config or None)
+    named = {"train": "train", "valid": "validation", "test": "test"}
+    for split in named.values():
+        if split not in splits:
+            raise ValueError(f"hf:{name} has no split {split!r}; it has {sorted(splits)}")
+    pairs = {}
+    for split, theirs in named.items():
+        rows = splits[theirs]["translation"]
+        try:
+            pairs[split] = [(row[source], row[target]) for row in rows]
+        except KeyError as error:
+            raise ValueError(f"hf:{name} has no language {error}; a row has {sorted(rows[0])}") from error
+    return pairs
+
+
+NUMBERS, HELD_OUT = 4000, 200  # how many are made, and of those how many are valid's, and test's
+
+
+def numbers(source: str, target: str) -> dict[str, Pairs]:
+    """Number words below 100,000, for tests and recipes of seconds."""
+    for language in (source, target):
+        if language not in SPELLERS:
+            raise ValueError(f"numbers: {language!r} is not one of {', '.join(SPELLERS)}")
+    drawn = np.random.default_rng(0).choice(100_000, NUMBERS, replace=False).tolist()
+    pairs = [(SPELLERS[source](n), SPELLERS[target](n)) for n in drawn]
+    return {"valid": pairs[:HELD_OUT], "test": pairs[HELD_OUT : 2 * HELD_OUT], "train": pairs[2 * HELD_OUT :]}
+
+
+ENGLISH = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen"
+).split()
+ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+GERMAN = (
+    "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn"
+    " achtzehn neunzehn"
+).split()
+GERMAN_TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
+
+
+def english(n: int) -> str:
+    """A number below 1,000,000 in English words."""
+    if n >= 1000:
+        rest = n % 1000
+        tail = "" if rest == 0 else f" and {english(rest)}" if rest < 100 else f" {english(rest)}"
+        return f"{english(n // 1000)} thousand{tail}"
+    if n >= 100:
+        return f"{ENGLISH[n // 100]} hundred" + (f" and {english(n % 100)}" if n % 100 else "")
+    if n >= 20:
+        return ENGLISH_TENS[n // 10 - 2] + (f"-{ENGLISH[n % 10]}" if n % 10 else "")
+    return ENGLISH[n]
+
+
+def german(n: int) -> str:
+    """A number below 1,000,000 in German words."""
+    if n >= 1000:
+        return german_before(n // 1000) + "tausend" + (german(n % 1000) if n % 1000 else "")
+    if n >= 100:
+        return german_before(n // 100) + "hundert" + (german(n % 100) if n % 100 else "")
+    if n >= 20:
+        return (f"{german_before(n % 10)}und" if n % 10 else "") + GERMAN_TENS[n // 10 - 2]
+    return GERMAN[n]
+
+
+def german_before(n: int) -> str:
+    """A number in front of und, hundert or tausend: ein, not eins."""
+    return german(n)[:-1] if n % 100 == 1 else german(n)
+
+
+SPELLERS: dict[str, Callable[[int], str]] = {"en": english, "de": german}
