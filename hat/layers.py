@@ -22,10 +22,10 @@ def sinusoids(length: int, width: int) -> Tensor:
     Row 1 is that of padding, and zero; token i has row i + 2. A narrower network has the leading columns of this
     table, which are not a narrower table.
     """
-    half = width // 2
-    frequency = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    half, single = width // 2, torch.float32  # whatever precision new tensors have: it is rounded afterwards
+    frequency = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0, dtype=single)) / (half - 1)))
     angle = torch.arange(length + 2)[:, None] * frequency
-    table = torch.cat([angle.sin(), angle.cos(), torch.zeros(length + 2, width % 2)], dim=1)
+    table = torch.cat([angle.sin(), angle.cos(), torch.zeros(length + 2, width % 2, dtype=single)], dim=1)
     table[PAD] = 0
     return table
 
@@ -247,10 +247,10 @@ class Encoder(nn.Module):
         self.embedding, self.layers, self.kept = embedding, layers, kept
         self.norm = norm  # of pre-norm networks; applied to each output that is kept
 
-    def forward(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs, and the mask (B, 1, 1, S) of the tokens that are no padding."""
+    def forward(self, source: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The outputs, and the mask (B, 1, 1, S) of the tokens that are no padding, nor left out by `given` (B, S)."""
         self.embedding.check(source.size(1))
-        real = source != PAD
+        real = source != PAD if given is None else (source != PAD) & given
         x = self.embedding(source, PAD + real.long().cumsum(1) * real)
         mask = real[:, None, None, :]
         outputs: list[Tensor] = []

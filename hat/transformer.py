@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hat.decoding import Cache, DecoderPart, EncoderPart, Translation, empty_caches, plan, state_names, tensors
-from hat.layers import PAD, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
+from hat.layers import PAD, Attention, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
 from supernet.elastic import (
     ElasticDepthwiseConv1d,
     ElasticDropout,
@@ -116,7 +116,7 @@ def check_space(space: SearchSpace) -> None:
             if choice.name == "decoder_arbitrary_ende_attn":
                 if value not in SPANS:
                     raise ValueError(f"{choice.name}: {value} is not one of {tuple(SPANS)}")
-            elif value != int(value) or value <= 0:
+            elif not isinstance(value, int) or value <= 0:
                 raise ValueError(f"{choice.name}: {value} is not a positive integer")
             elif choice.name.endswith("relu_power") and value > 2:
                 raise ValueError(f"{choice.name}: {value} is neither 1, a ReLU, nor 2, its square")
@@ -382,7 +382,8 @@ class Transformer(Supernet):
     def inference(self, batch: int = 1) -> tuple[nn.Module, tuple[Tensor]]:
         """A translation as HAT times it: see hat.decoding.Translation."""
         source, _ = self.example_inputs(batch)
-        return Translation(self.encoder, self.decoder, self.lengths[1], self.beam), (source,)
+        translation = Translation(self.encoder, self.decoder, self.lengths[1], self.beam)
+        return translation.train(self.training), (source,)
 
     def parts(self, batch: int = 1) -> dict[str, Part]:
         """The encoder, with the keys and values that the decoder attends to, and one decoder step with its caches."""
@@ -460,11 +461,15 @@ HEADS = ("encoder_self_attention_heads", "decoder_self_attention_heads", "decode
 
 
 def init_weights(module: nn.Module) -> None:
-    """HAT's: Xavier uniform for linear layers, embeddings normal with variance 1 / width; padding's is 0."""
+    """HAT's: Xavier uniform for linear layers, where q, k and v are one; embeddings normal with variance 1 / width."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, Attention):
+        for layer in (module.q_proj, module.k_proj, module.v_proj):
+            bound = (6 / (layer.in_features + 3 * layer.out_features)) ** 0.5
+            nn.init.uniform_(layer.weight, -bound, bound)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         nn.init.zeros_(module.weight[module.padding_idx])

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-__all__ = ["evaluate", "export", "make_data", "read_section", "specialize"]
+__all__ = ["evaluate", "export", "make_data", "prepare", "read_section", "specialize"]
 
 FORMATS = ("onnx", "timm", "huggingface")
 
@@ -193,6 +193,28 @@ def evaluate(
         figures |= {"perplexity": math.exp(figures["loss"])} | bleu(hypotheses, references)
     print(", ".join(f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in figures.items()))
     return figures
+
+
+def prepare(
+    out: str, dataset: str = "libreoffice_en_de", root: str | None = None, overwrite: bool = False
+) -> dict[str, int]:
+    """Make a data set of files: libreoffice_en_de, sentence pairs from the help pages of LibreOffice.
+
+    Args:
+        out: folder to write: train, valid and test, each as two files of aligned lines.
+        dataset: libreoffice_en_de, English and German (MPL-2.0).
+        root: folder in which Debian's libreoffice-help-en-us and libreoffice-help-de are unpacked; fetched with apt-get
+            if left out.
+        overwrite: let it replace an earlier one in `out`.
+
+    Returns:
+        {"pages", "pairs": all found, "clean": those kept, "train", "valid", "test": of them in each split}
+    """
+    if dataset != "libreoffice_en_de":
+        raise ValueError(f"dataset: {dataset!r} is not one that can be made; there is libreoffice_en_de")
+    from hat.libreoffice import make
+
+    return make(out, root, overwrite=overwrite)
 
 
 def load_subnet(folder: str, architecture: str | None, data: str | None) -> tuple[Any, Any]:

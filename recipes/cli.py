@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test")
-VERBS = ("specialize", "export", "evaluate")
+VERBS = ("prepare", "specialize", "export", "evaluate")
 RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 

@@ -210,7 +210,8 @@ def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None, n_out: in
 
     Autograd would make a zero-filled full-size gradient for every slice and add it up, which for a feed-forward layer
     costs a third to a half more than the extracted layer's step. Hooks of the parameters do not see these gradients,
-    and `torch.autograd.grad` with respect to them raises RuntimeError.
+    and `torch.autograd.grad` with respect to them raises RuntimeError; with respect to other tensors it, like
+    `backward(inputs=...)`, leaves `.grad` alone.
     """
     if (n_out, n_in) != weight.shape and _adds_to_block(weight):
         return _LinearBlock.apply(x, weight, bias, n_out, n_in)
@@ -220,6 +221,17 @@ def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None, n_out: in
 def _adds_to_block(weight: Tensor) -> bool:
     """Whether a gradient will be wanted, and of a leaf: only those have a `.grad`."""
     return torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
+
+
+def _is_wanted(ctx: Any, index: int) -> bool:
+    """Whether this backward pass is to add to the `.grad` of the tensor that was the Function's input `index`."""
+    node = ctx.next_functions[index][0]
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError as error:  # the node is a leaf's, whose gradient torch.autograd.grad is to return
+        raise RuntimeError(
+            "torch.autograd.grad of a sliced parameter: its gradient is added to .grad, by backward() alone"
+        ) from error
 
 
 def _grad_of(parameter: Tensor) -> Tensor:
@@ -242,9 +254,10 @@ class _LinearBlock(torch.autograd.Function):
         n_out, n_in = ctx.block
         # Under autocast the output, and so its gradient, has the lower precision.
         grad_x = (grad @ leading(weight, n_out, n_in).to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad = grad.flatten(0, -2).to(weight.dtype)
-        leading(_grad_of(weight), n_out, n_in).addmm_(grad.t(), x.flatten(0, -2).to(weight.dtype))
-        if bias is not None and bias.requires_grad:
+        grad = grad.reshape(-1, n_out).to(weight.dtype)
+        if _is_wanted(ctx, 1):
+            leading(_grad_of(weight), n_out, n_in).addmm_(grad.t(), x.reshape(-1, n_in).to(weight.dtype))
+        if bias is not None and _is_wanted(ctx, 2):
             leading(_grad_of(bias), n_out).add_(grad.sum(0))
         return grad_x, None, None, None, None
 
@@ -260,6 +273,8 @@ class _EmbeddingBlock(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
         x, weight = ctx.saved_tensors
+        if not _is_wanted(ctx, 1):
+            return None, None, None, None
         if ctx.padding_idx is not None:
             grad = grad.masked_fill((x == ctx.padding_idx).unsqueeze(-1), 0)
         _grad_of(weight)[:, : ctx.dim].index_add_(0, x.flatten(), grad.reshape(-1, ctx.dim).to(weight.dtype))

@@ -171,7 +171,8 @@ class SearchSpace:
         for choice in self.choices:
             value = values.pop(choice.name, choice.values[-1])
             broadcast = not isinstance(value, (list, tuple))
-            fields[choice.name] = _nest([value] * int(np.prod(choice.shape)), choice.shape) if broadcast else value
+            value = _nest([value] * int(np.prod(choice.shape)), choice.shape) if broadcast else as_tuples(value)
+            fields[choice.name] = value
         if values:
             raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
         config = self.config_class(**fields)

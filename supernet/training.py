@@ -49,6 +49,7 @@ class Phase:
             al., arXiv 1706.03762), which needs a warm-up.
         final_lr: where the cosine ends.
         space: {choice: the values it may take}; a choice that is not named has all its values.
+        config: the one network that is trained, alone, as {choice: value}; as HAT trains what its search found.
         subnets: how many subnets a step trains; their gradients add up.
         sampler: uniform, sandwich or stratified (by MACs).
         teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
@@ -67,6 +68,7 @@ class Phase:
     decay: str = "cosine"
     final_lr: float = 0.0
     space: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] | None = None
     subnets: int = 1
     sampler: str = "uniform"
     teacher: str | None = None
@@ -96,6 +98,8 @@ class Phase:
         check(losses > 0, "label_weight and teacher_weight are both 0: there is nothing to learn")
         check(self.subnets >= 1, f"subnets = {self.subnets} is not positive")
         check(self.sampler in ("uniform", "sandwich", "stratified"), f"unknown sampler {self.sampler!r}")
+        alone = self.sampler == "uniform" and self.subnets == 1 and not self.space
+        check(self.config is None or alone, "a config is one subnet a step: without space, sampler and subnets")
         check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}")
         check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
         check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
@@ -375,6 +379,8 @@ class SupernetTask(pl.LightningModule):
     def sample(self, phase: Phase, space: SearchSpace, step: int) -> list[Any]:
         """The configs that a global step trains, the same in every process."""
         shared = self.supernet.input_choices
+        if phase.config is not None:
+            return [space.config(**phase.config)]
         if phase.sampler == "stratified":
             cost = lambda X: self.supernet.costs(X)["macs"]  # noqa: E731
             return sampling.stratified(space, phase.subnets, step, self.seed, shared, cost=cost)
@@ -519,7 +525,7 @@ def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
         raise ValueError("phases: all lengths are in epochs or all in steps")
     for phase in phases:
         try:
-            space.restrict(**phase.space)
+            space.restrict(**phase.space).config(**(phase.config or {}))
         except ValueError as error:
             raise ValueError(f"phase {phase.name!r}: {error}") from error
     return list(phases)

@@ -5,27 +5,31 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+import hat
 from recipes.cli import RECIPES
-from supernet.training import SubnetValidation, SupernetTask, learning_rate
+from supernet.training import SubnetValidation, SupernetTask, learning_rate, locate
 
 
 class MadeUp(pl.LightningDataModule):
-    """Random images and labels of the supernet's kind."""
+    """Random inputs and targets of the supernet's kind."""
 
     def __init__(self, supernet, batch_size=2, batches=2):
         super().__init__()
-        channels, classes = supernet.arguments["in_channels"], supernet.arguments["num_classes"]
-        self.images = torch.randn(batch_size * batches, channels, 32, 32)
-        self.labels = torch.randint(classes, (len(self.images),))
+        items = batch_size * batches
+        if isinstance(supernet, hat.Transformer):
+            self.tensors = [torch.randint(4, supernet.arguments["vocab_size"], (items, 6)) for _ in range(3)]
+        else:
+            images = torch.randn(items, supernet.arguments["in_channels"], 32, 32)
+            self.tensors = [images, torch.randint(supernet.arguments["num_classes"], (items,))]
         self.batch_size = batch_size
 
     def train_dataloader(self):
-        return DataLoader(torch.utils.data.TensorDataset(self.images, self.labels), self.batch_size)
+        return DataLoader(torch.utils.data.TensorDataset(*self.tensors), self.batch_size)
 
     val_dataloader = train_dataloader
 
     def calibration_batches(self):
-        yield (self.images,)
+        yield tuple(self.tensors[:-1])
 
 
 class Watch(pl.Callback):
@@ -35,13 +39,13 @@ class Watch(pl.Callback):
         self.begun = []
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
-        if trainer.global_step % 2 == 0:
-            # Two steps an epoch and one epoch a phase: what the step before left must be gone after this step.
+        _, phase_step = locate(task.phases, 2, trainer.global_step)
+        if phase_step == 0:  # what the step before left must be gone after this step
             self.before = {id(p): s.get("momentum_buffer") for p, s in trainer.optimizers[0].state.items()}
 
     def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
         step = trainer.global_step - 1
-        index, phase_step = divmod(step, 2)
+        index, phase_step = locate(task.phases, 2, step)
         phase, optimizer = task.phases[index], trainer.optimizers[0]
         assert optimizer.param_groups[0]["lr"] == learning_rate(phase, 2, phase_step)
         for config in task.sample(phase, task.spaces[index], step):

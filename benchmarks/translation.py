@@ -1,0 +1,133 @@
+"""Translation supernets on LibreOffice's help: the recipe against HAT's, and a network trained alone.
+
+    supernet prepare --out data/libreoffice_en_de
+    python benchmarks/translation.py train better|hat|alone [--seed 0] [--scale 0.3334] [--network report.json]
+    python benchmarks/translation.py table
+
+`train` runs (or resumes) one schedule: better is recipes/hat/libreoffice_en_de.yaml; hat is one random subnet an update
+(HAT, arXiv 2005.14187), with as many token passes, of the same network, data and optimizer; alone is the network of a
+report.json (of `supernet specialize`), with as many token passes as the supernet took. `table` gives, of every run,
+the loss on the held-out pages of 8 subnets (the largest, the smallest, 6 random ones: the same for all), and BLEU on
+the held-out pages with a 95 % bootstrap interval; --test adds BLEU on the test pages, which chose nothing.
+A token pass is one forward and backward of a subnet over all training tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recipes.cli import recipe_path
+
+RECIPE = "hat/libreoffice_en_de"
+RANDOM = 6  # subnets, beside the largest and the smallest
+
+
+def passes(phases: list[dict[str, Any]]) -> int:
+    return sum(phase["epochs"] * phase.get("subnets", 1) for phase in phases)
+
+
+def train(name: str, seed: int, scale: float, network: Path | None, data: str, out: Path) -> None:
+    """Run or resume a schedule; its CPU seconds are added to those of earlier starts."""
+    recipe = yaml.safe_load(Path(recipe_path(RECIPE)).read_text())
+    whole = {"name": name, "epochs": passes(recipe["model"]["phases"]), "warmup_epochs": 1, "lr": 0.001}
+    if name == "hat":
+        recipe["model"]["phases"] = [whole]
+    elif name == "alone":
+        recipe["model"]["phases"] = [whole | {"config": json.loads(network.read_text())["config"]}]
+    run = out / f"{name}_{seed}"
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    seeds = ["--seed_everything", "--data.init_args.seed", "--model.seed"]
+    arguments = ["fit", "--config", str(path), "--run", str(run), "--data.init_args.dataset", data]
+    arguments += ["--scale-phases", str(scale)] + [part for option in seeds for part in (option, str(seed))]
+    if (run / "checkpoints" / "last.ckpt").is_file():
+        arguments += ["--ckpt_path", "last"]
+    else:
+        arguments += ["--overwrite", "true"]  # what a run left that ended before its first checkpoint
+    code = "from recipes.cli import main; main()"
+    status = subprocess.run([sys.executable, "-c", code, *arguments], env={"OMP_NUM_THREADS": "1"} | os.environ)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = run / "cpu_seconds.json"
+    before = json.loads(spent.read_text()) if spent.is_file() else 0
+    spent.write_text(json.dumps(before + usage.ru_utime + usage.ru_stime))
+    sys.exit(status.returncode)
+
+
+def score(run: Path, data: str, split: str) -> dict[str, Any]:
+    """Losses and BLEU of a finished run's subnets on a split."""
+    import torch
+
+    import hat
+    from hat.huggingface import bleu, to_huggingface, translate
+    from supernet.export import load
+    from supernet.training import evaluate_network
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    supernet = load(run / "supernet")
+    settings = yaml.safe_load((run / "recipe.yaml").read_text())
+    text = hat.ParallelText(**settings["data"]["init_args"] | {"dataset": data})
+    space, phases = supernet.space, settings["model"]["phases"]
+    if "config" in phases[-1]:
+        configs = {"alone": space.config(**phases[-1]["config"])}
+    else:
+        drawn = space.decode(space.sample(RANDOM, np.random.default_rng(0)))
+        configs = {"largest": space.largest(), "smallest": space.smallest()}
+        configs |= {f"random {i}": config for i, config in enumerate(drawn)}
+    sources, references = text.texts(split)
+    rows = {}
+    for name, config in configs.items():
+        subnet = supernet.extract(config).eval()
+        loader = text.val_dataloader() if split == "holdout" else text.test_dataloader()
+        model = to_huggingface(subnet)
+        hypotheses = translate(model, text.tokenizer, sources, text.beam, text.length_penalty)
+        rows[name] = {"loss": evaluate_network(subnet, loader)["loss"]} | bleu(hypotheses, references)
+        print(run.name, split, name, rows[name], flush=True)
+    return rows
+
+
+def table(data: str, out: Path, split: str) -> None:
+    for run in sorted(path.parent for path in out.glob("*_*/supernet")):
+        cache = run / f"score_{split}.json"  # once: the test pages choose nothing
+        if not cache.is_file():
+            cache.write_text(json.dumps(score(run, data, split), indent=1))
+        spent = json.loads((run / "cpu_seconds.json").read_text())
+        for name, row in json.loads(cache.read_text()).items():
+            interval = f"{row['low']:.2f} to {row['high']:.2f}"
+            print(f"{run.name} | {name} | {row['loss']:.4f} | {row['bleu']:.2f} | {interval} | {spent:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("name", choices=["better", "hat", "alone"])
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--scale", type=float, default=1.0, help="multiplies the length of the recipe")
+    training.add_argument("--network", type=Path, help="report.json of the network to train alone")
+    scoring = commands.add_parser("table")
+    scoring.add_argument("--test", action="store_true")
+    for command in (training, scoring):
+        command.add_argument("--data", default="data/libreoffice_en_de")
+        command.add_argument("--out", type=Path, default=Path("runs/translation"))
+    arguments = parser.parse_args()
+    if arguments.command == "train":
+        if (arguments.name == "alone") != (arguments.network is not None):
+            parser.error("alone needs --network, the others have none")
+        train(arguments.name, arguments.seed, arguments.scale, arguments.network, arguments.data, arguments.out)
+    else:
+        table(arguments.data, arguments.out, "test" if arguments.test else "holdout")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""A HAT subnet as a transformers model, in memory or as a folder that needs only transformers, and back; translation.
+
+Importing this module registers the model with transformers' Auto classes, so that folders load without remote code.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
+
+from hat.layers import BOS, EOS, PAD, UNK
+from hat.modeling_hat import HatConfig, HatForConditionalGeneration
+from hat.transformer import Transformer, TransformerConfig
+from supernet.export import build, describe, write_folder
+
+TOLERANCE = 1e-6  # largest difference over largest output
+GENERATION = {"num_beams": 4, "length_penalty": 0.6}  # HAT's for WMT
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_hat.py",
+    "layers.py",
+    "README.md",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+BOOTSTRAP = 1000
+
+
+def register() -> None:
+    """Make the model known to transformers: its Auto classes load it, and `save_pretrained` writes its code, too."""
+    AutoConfig.register(HatConfig.model_type, HatConfig, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(HatConfig, HatForConditionalGeneration, exist_ok=True)
+    HatConfig.register_for_auto_class()
+    HatForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+
+
+register()
+
+
+def to_huggingface(subnet: Transformer) -> HatForConditionalGeneration:
+    """A transformers model that computes what `subnet` computes, with its weights (copied), mode, device and dtype.
+
+    Raises TypeError for another family, ValueError for a supernet that was not extracted, RuntimeError where the
+    logits differ from the subnet's by more than 1e-6 of the largest.
+    """
+    config = configuration(subnet)
+    weight = subnet.decoder.output.weight
+    model = HatForConditionalGeneration(config).to(weight.device, weight.dtype)
+    model.load_state_dict(subnet.state_dict())
+    check(subnet, model)
+    return model.train(subnet.training)
+
+
+def save_huggingface(
+    subnet: Transformer,
+    folder: str | Path,
+    tokenizer: Any = None,
+    generation: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that `AutoModelForSeq2SeqLM.from_pretrained` loads: config, weights, code, tokenizer, model card.
+
+    `tokenizer` is a transformers tokenizer with the ids of the network, else ValueError. `generation` are fields of
+    GenerationConfig, else ValueError, that stand beside or instead of a beam of 4, a length penalty of 0.6 and a
+    max_length of all positions. The folder appears whole and checked, or not at all (see to_huggingface). An existing
+    one raises FileExistsError, unless `overwrite` is set and it holds nothing but such an export. Returns `folder`.
+    """
+    folder, model = Path(folder), to_huggingface(subnet)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model.config)
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_max_length = model.config.max_positions
+    generation = {"max_length": model.config.max_positions} | GENERATION | dict(generation or {})
+    if unknown := generation.keys() - vars(GenerationConfig()).keys():
+        raise ValueError(f"generation: {', '.join(sorted(unknown))} is no field of a GenerationConfig")
+    if generation.get("max_new_tokens") is not None:
+        generation["max_length"] = None  # transformers takes one of the two, and warns of both
+    if generation["num_beams"] == 1:
+        generation["length_penalty"] = None  # transformers takes it for a mistake
+    model.generation_config.update(**generation)
+    model.generation_config.validate(strict=True)
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(model_card(folder.name, model, tokenizer is not None))
+        check(subnet, HatForConditionalGeneration.from_pretrained(temporary))
+
+    write_folder(folder, write, (*MODEL_FILES, *TOKENIZER_FILES), overwrite)
+    return folder
+
+
+def from_huggingface(model: HatForConditionalGeneration | str | Path) -> Transformer:
+    """The subnet that a model, or its folder, was made of, with the model's weights, in eval mode.
+
+    Raises ValueError, with the reason, where there is no such model, or it was not made of a subnet.
+    """
+    try:
+        if not isinstance(model, HatForConditionalGeneration):
+            if not Path(model, "config.json").is_file():
+                raise ValueError(f"{model} has no config.json")
+            model = HatForConditionalGeneration.from_pretrained(model)
+        if not hasattr(model.config, "subnet"):
+            raise ValueError("the config does not say of which subnet")
+        # transformers sorts what it writes; choices are in the order of the fields.
+        choices = {
+            field.name: model.config.subnet["space"][field.name] for field in dataclasses.fields(TransformerConfig)
+        }
+        subnet = build(model.config.subnet | {"space": choices})
+        expected, found = configuration(subnet).to_dict(), model.config.to_dict()
+        for name in inspect.signature(HatConfig.__init__).parameters:
+            if expected.get(name) != found.get(name):
+                raise ValueError(f"{name} is {found[name]}, the subnet's is {expected[name]}")
+        subnet.to(model.device, model.dtype).load_state_dict(model.state_dict())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"no model that was made of a subnet: {type(error).__name__}: {error}") from error
+    return subnet.eval()
+
+
+def configuration(subnet: Transformer) -> HatConfig:
+    """The config of the transformers model, with what makes our subnet again in its `subnet`."""
+    if not isinstance(subnet, Transformer):
+        raise TypeError(f"expected a hat.Transformer subnet, got {type(subnet).__name__}")
+    if not subnet.extracted:
+        raise ValueError("this is a supernet: give what its extract(config) returns")
+    arguments, fields = subnet.arguments, dataclasses.asdict(subnet.config)
+    for side, module in (("encoder", subnet.encoder), ("decoder", subnet.decoder)):
+        if module.layers[0].self_attention.kernel_size is None:
+            fields[f"{side}_conv_kernel_size"] = None
+        fields[f"{side}_position_dim"] = module.embedding.positions.size(1)
+        fields[f"{side}_dropout"] = module.embedding.dropout.p
+    for name in ("vocab_size", "target_vocab_size", "qkv_dim", "head_dim", "normalize_before", "max_positions"):
+        fields[name] = arguments[name]
+    fields["tie_word_embeddings"] = arguments["share_embeddings"]
+    fields["attention_dropout"] = arguments["attention_dropout"]
+    # Tuples as the lists that come back from the file.
+    return HatConfig(**json.loads(json.dumps(fields)), subnet=json.loads(json.dumps(describe(subnet))))
+
+
+@torch.no_grad()
+def check(subnet: Transformer, model: HatForConditionalGeneration) -> None:
+    """Raise RuntimeError unless `model`, which is put in eval mode, computes what `subnet` does, within TOLERANCE."""
+    device, training = subnet.decoder.output.weight.device, subnet.training
+    source, previous = (x.to(device) for x in subnet.example_inputs(2))
+    source[0, : source.size(1) // 3] = PAD
+    try:
+        expected = subnet.eval()(source, previous)
+    finally:
+        subnet.train(training)
+    logits = model.to(device).eval()(source, decoder_input_ids=previous).logits
+    difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
+    if not difference <= TOLERANCE * largest:
+        raise RuntimeError(f"the model differs from the subnet by {difference:.3g}; logits reach {largest:.3g}")
+
+
+def check_tokenizer(tokenizer: Any, config: HatConfig) -> None:
+    """Raise ValueError where a tokenizer's ids are not the network's."""
+    if config.target_vocab_size not in (None, config.vocab_size):
+        raise ValueError(
+            f"tokenizer: one of {len(tokenizer)} tokens for vocabularies of {config.vocab_size} and"
+            f" {config.target_vocab_size}; save the network without it"
+        )
+    if len(tokenizer) != config.vocab_size:
+        raise ValueError(f"tokenizer: it has {len(tokenizer)} tokens, the network {config.vocab_size}")
+    for name, needed, expected in (("bos", False, BOS), ("pad", True, PAD), ("eos", True, EOS), ("unk", False, UNK)):
+        found = getattr(tokenizer, f"{name}_token_id")
+        if found != expected and (needed or found is not None):
+            raise ValueError(f"tokenizer: its {name} token has the id {found}, the network's has {expected}")
+
+
+def model_card(name: str, model: HatForConditionalGeneration, tokenizer: bool) -> str:
+    """The text of README.md."""
+    config = model.config
+    load = f'AutoModelForSeq2SeqLM.from_pretrained("{name}", trust_remote_code=True)'
+    if tokenizer:
+        example = f'''from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model = {load}
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer(["A sentence."], padding=True, return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))'''
+    else:
+        example = f"""import torch
+from transformers import AutoModelForSeq2SeqLM
+
+model = {load}
+source = torch.tensor([[4, 5, {EOS}]])  # token ids, of which {PAD} is padding, {EOS} the end and {UNK} an unknown word
+print(model.generate(source))"""
+    return f"""---
+library_name: transformers
+pipeline_tag: translation
+tags:
+- hardware-aware-transformers
+---
+# {name}
+
+A translation network of the HAT family (Hardware-Aware Transformers, arXiv 2005.14187), cut out of a supernet.
+
+- encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}
+- decoder: width {config.decoder_embed_dim}, depth {config.decoder_layer_num}
+- {model.num_parameters():,} parameters
+- sentences of up to {config.max_positions} tokens, padded on either side in the source and on the right in the target
+
+It needs transformers 5. Its code is `modeling_hat.py` and `layers.py` in this folder:
+
+```python
+{example}
+```
+
+Where the package `supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary.
+"""
+
+
+@torch.inference_mode()
+def translate(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    num_beams: int = GENERATION["num_beams"],
+    length_penalty: float = GENERATION["length_penalty"],
+    max_tokens: int = 4096,
+    max_length: int | None = None,
+) -> list[str]:
+    """The translations of `texts`, in their order, by beam search in eval mode on the model's device.
+
+    `max_tokens` bounds a batch: its source tokens, with padding, times the hypotheses of each. A translation ends
+    after `max_length` tokens, where None is twice those of the longest text and 10 more; in any case with the model's
+    positions. ValueError for a text of more tokens than there are positions.
+    """
+    positions = model.config.max_position_embeddings
+    sources = [tokenizer(text)["input_ids"] or [EOS] for text in texts]
+    for number, source in enumerate(sources):
+        if len(source) > positions:
+            raise ValueError(f"text {number} has {len(source)} tokens: this network has {positions} positions")
+    if max_length is None:
+        max_length = 2 * max(map(len, sources), default=0) + 10
+    translations, training = [""] * len(texts), model.training
+    model.eval()
+    try:
+        for batch in batches([len(source) for source in sources], max_tokens // num_beams):
+            source = left_padded([sources[i] for i in batch]).to(model.device)
+            hypotheses = model.generate(
+                input_ids=source,
+                attention_mask=source != PAD,
+                num_beams=num_beams,
+                length_penalty=length_penalty if num_beams > 1 else None,
+                max_new_tokens=min(max_length, positions),
+                max_length=None,  # of the model's generation config
+            )
+            for i, text in zip(batch, tokenizer.batch_decode(hypotheses, skip_special_tokens=True)):
+                translations[i] = text
+    finally:
+        model.train(training)
+    return translations
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of sentences of similar lengths, longest first; a batch has at most `max_tokens`, with its padding."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        count = max(1, max_tokens // lengths[order[0]])
+        yield order[:count]
+        order = order[count:]
+
+
+def left_padded(sentences: Sequence[Sequence[int]]) -> Tensor:
+    """Sentences as one matrix (B, S) of ids, ending in the last column."""
+    longest = max(map(len, sentences))
+    return torch.tensor([[PAD] * (longest - len(sentence)) + list(sentence) for sentence in sentences])
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str], seed: int = 12345) -> dict[str, Any]:
+    """sacrebleu's BLEU of a corpus, {"bleu", "low", "high", "signature"}, with a 95 % interval of 1000 resamples.
+
+    The interval is the bootstrap's mean plus and minus half its width, as `sacrebleu --confidence` states it.
+    """
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise ImportError("BLEU needs sacrebleu: pip install 'supernet[text]'") from error
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} hypotheses of {len(references)} references")
+    metric, before = BLEU(), os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)  # sacrebleu takes it from nowhere else
+    try:
+        score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=BOOTSTRAP)
+    finally:
+        os.environ.pop("SACREBLEU_SEED")
+        if before is not None:
+            os.environ["SACREBLEU_SEED"] = before
+    mean, half = score._mean, score._ci
+    return {"bleu": score.score, "low": mean - half, "high": mean + half, "signature": str(metric.get_signature())}

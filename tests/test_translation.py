@@ -1,0 +1,126 @@
+"""Translation networks through the verbs: specialize, evaluate, export."""
+
+import json
+
+import pytest
+import torch
+
+import hat
+from recipes import bench, evaluate, export, specialize
+from supernet.export import load, save
+
+DATA = {
+    "class_path": "hat.ParallelText",
+    "init_args": {"vocab_size": 300, "max_length": 60, "beam": 2},
+}
+SPACE = dict(
+    embed_dim=(16, 24),
+    ffn_embed_dim=(16, 32),
+    heads=(2, 4),
+    encoder_layer_num=(2,),
+    decoder_layer_num=(1, 2),
+    arbitrary_ende_attn=(-1, 1),
+)
+FEW = dict(latency_samples=5, accuracy_samples=5, finalists=1, population=12, generations=3)
+
+
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch):
+    """Final files take seconds each; that rounds go on is the images' test."""
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(bench, "REFITS", 1)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return hat.ParallelText(**DATA["init_args"])
+
+
+@pytest.fixture(scope="module")
+def folder(text, tmp_path_factory):
+    """An untrained supernet's folder."""
+    torch.manual_seed(0)
+    network = hat.Transformer(hat.transformer_space(**SPACE), vocab_size=300, qkv_dim=16, max_positions=60)
+    network.input_spec = dict(text.input_spec)
+    return save(network, tmp_path_factory.mktemp("run") / "supernet", data=DATA)
+
+
+@pytest.mark.parametrize("device", ["onnxruntime", "torch"])
+def test_the_winner_meets_the_budget_and_is_the_best_of_all(folder, tmp_path, device):
+    out = tmp_path / "out"
+    report = specialize(str(folder), max_latency=500.0, out=str(out), device=device, **FEW)
+    assert report["figure"] == "loss" and report["confirmed_ms"] <= 500
+    assert report["loss"] == min(final["loss"] for final in report["finalists"])
+    assert {"encoder.onnx", "decoder.onnx", "run.json"} < {path.name for path in out.iterdir()}
+    assert sum(p.numel() for p in load(out).parameters()) == report["params"]
+
+
+def test_direct_search_evaluates_no_network_twice_and_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    evaluated, original = [], bench.evaluate_network
+
+    def evaluating(network, *arguments):
+        evaluated.append(network.config)
+        if len(evaluated) == 20 and not (tmp_path / "interrupted").exists():
+            (tmp_path / "interrupted").touch()
+            raise KeyboardInterrupt
+        return original(network, *arguments)
+
+    monkeypatch.setattr(bench, "evaluate_network", evaluating)
+    options = dict(device="onnxruntime", search="direct", store=str(tmp_path / "store.sqlite"), **FEW)
+    with pytest.raises(KeyboardInterrupt):
+        specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), **options)
+    interrupted = evaluated.pop()
+    specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), **options)
+    assert interrupted in evaluated and len(evaluated) == len(set(evaluated))
+
+
+def test_evaluate_gives_loss_perplexity_and_bleu_of_an_inherited_subnet(folder):
+    figures = evaluate(str(folder), architecture="smallest", split="test")
+    assert figures["perplexity"] == pytest.approx(torch.tensor(figures["loss"]).exp().item())
+    assert 0 <= figures["low"] <= figures["high"] <= 100 and "version" in figures["signature"]
+
+
+def test_export_writes_hugging_face_and_onnx(folder, text, tmp_path):
+    written = export(str(folder), str(tmp_path / "out"), format="huggingface,onnx", architecture="largest")
+    names = {path.name for path in written["huggingface"].iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "modeling_hat.py"} < names
+    assert {path.name for path in written["onnx"].iterdir()} == {"encoder.onnx", "decoder.onnx", "run.json"}
+
+
+def test_formats_of_the_other_family_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="timm is for a MobileNetV3"):
+        export(str(folder), str(tmp_path / "out"), format="timm", architecture="largest")
+
+
+def test_a_config_from_a_file_is_the_subnet_that_is_cut(folder, tmp_path):
+    config = load(folder).space.smallest()
+    (tmp_path / "config.json").write_text(json.dumps({"config": vars(config)}))
+    assert evaluate(str(folder), architecture=str(tmp_path / "config.json"))["loss"] > 0
+    (tmp_path / "config.json").write_text(json.dumps({"config": vars(config) | {"encoder_embed_dim": 17}}))
+    with pytest.raises(ValueError, match="encoder_embed_dim = 17"):
+        evaluate(str(folder), architecture=str(tmp_path / "config.json"))
+
+
+def test_a_tokenizer_that_is_not_the_networks_is_refused(folder, tmp_path):
+    for vocab_size, message in ((310, "vocab_size = 300, the tokenizer has 310"), (300, "tokenizer is not the one")):
+        data = {"class_path": "hat.ParallelText", "init_args": DATA["init_args"] | {"vocab_size": vocab_size}}
+        if vocab_size == 300:
+            data["init_args"] |= {"source": "de", "target": "en", "dataset": str(german_only(tmp_path))}
+        (tmp_path / "data.json").write_text(json.dumps(data))
+        with pytest.raises(ValueError, match=message):
+            evaluate(str(folder), architecture="largest", data=str(tmp_path / "data.json"))
+
+
+def german_only(tmp_path):
+    """A folder of other text than the numbers of DATA."""
+    lines = [f"{a} und {b} sind nicht {b}{a}\tso ist es, {a}{b}" for a in "abcdefgh" for b in "ijklmnop"]
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_a_network_with_fewer_positions_than_the_data_is_refused(tmp_path, text):
+    network = hat.Transformer(hat.transformer_space(**SPACE), vocab_size=300, qkv_dim=16, max_positions=20)
+    save(network, tmp_path / "supernet", data=DATA)
+    with pytest.raises(ValueError, match="20 positions, the data have sentences of up to 60"):
+        evaluate(str(tmp_path / "supernet"), architecture="largest")
