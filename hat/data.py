@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,10 +76,17 @@ class ParallelText(pl.LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{name} = {value}: at least {least}")
+        if not 0 <= length_penalty < math.inf:
+            raise ValueError(f"length_penalty = {length_penalty} is not a number of at least 0")
+        if source == target:
+            raise ValueError(f"source = target = {source}: there is nothing to translate")
         self.beam, self.length_penalty, self.workers, self.seed = beam, length_penalty, workers, seed
         self.max_tokens = max_tokens
         pairs = read_pairs(dataset, source, target)
         whole = {split: [pair for pair in pairs[split] if pair[0].strip() and pair[1].strip()] for split in SPLITS}
+        for split in SPLITS:
+            if not whole[split]:
+                raise ValueError(f"{dataset}: {split} has no pair with text on both sides")
         if tokenizer is not None:
             self.tokenizer = load_tokenizer(tokenizer, vocab_size)
         elif dataset == "numbers" or dataset.startswith("hf:"):
@@ -99,7 +108,7 @@ class ParallelText(pl.LightningDataModule):
                     f" {self.report[split]['too_long']} of more than {max_length} tokens are left out"
                 )
             if not fits:
-                raise ValueError(f"{dataset}: {split} has no pair that is neither empty nor too long")
+                raise ValueError(f"{dataset}: {split} has no pair of at most max_length = {max_length} tokens")
             self._texts[split] = [whole[split][i] for i in fits]
             self.parts[split] = Batches(*([side[i] for i in fits] for side in encoded), max_tokens, seed)
         held_out = self.parts["valid"]
@@ -121,7 +130,10 @@ class ParallelText(pl.LightningDataModule):
 
     def texts(self, split: str) -> tuple[list[str], list[str]]:
         """The sources and the references of the holdout or the test split."""
-        pairs = self._texts[{"holdout": "valid", "test": "test"}[split]]
+        names = {"holdout": "valid", "test": "test"}
+        if split not in names:
+            raise ValueError(f"split: {split!r} is neither holdout nor test")
+        pairs = self._texts[names[split]]
         return [source for source, _ in pairs], [target for _, target in pairs]
 
     @property
@@ -217,11 +229,19 @@ def collate(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> tup
 # ------------------------------------------------------------------------------------------------- tokenizers
 
 
-def train_tokenizer(pairs: Pairs, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of both sides; ValueError where the text has not enough to merge."""
+def untrained() -> Tokenizer:
+    """A byte-level BPE without merges, which ends what it encodes with </s>."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    end = SPECIALS[EOS]
+    tokenizer.post_processor = processors.TemplateProcessing(f"$A {end}", f"$A {end} $B {end}", [(end, EOS)])
+    return tokenizer
+
+
+def train_tokenizer(pairs: Pairs, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of both sides; ValueError where the text has not enough to merge."""
+    tokenizer = untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[SPECIALS[i] for i in sorted(SPECIALS)],
@@ -231,8 +251,6 @@ def train_tokenizer(pairs: Pairs, vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise ValueError(f"the training text gives {tokenizer.get_vocab_size()} tokens: vocab_size = {vocab_size}")
-    end = SPECIALS[EOS]
-    tokenizer.post_processor = processors.TemplateProcessing(f"$A {end}", f"$A {end} $B {end}", [(end, EOS)])
     return tokenizer
 
 
@@ -243,6 +261,7 @@ def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         padding_side="left",
+        split_special_tokens=True,  # a text that says </s> does not end there
         **{name: SPECIALS[i] for name, i in names.items()},
     )
 
@@ -263,6 +282,8 @@ def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerFa
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
+    tokenizer.no_truncation()  # both are saved with the last use
+    tokenizer.no_padding()
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"{path} has {tokenizer.get_vocab_size()} tokens, vocab_size is {vocab_size}")
     for i, token in SPECIALS.items():
@@ -274,14 +295,17 @@ def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerFa
 
 
 def kept_tokenizer(folder: Path, pairs: Pairs, vocab_size: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder of text, kept in it; trained anew where it was trained on another text."""
-    state = hashlib.sha256(f"{vocab_size}\n".encode())
+    """The tokenizer of a folder of text, kept in it; trained anew where it was trained on another text or otherwise."""
+    state = hashlib.sha256(f"{vocab_size}\n{untrained().to_str()}\n".encode())
     for pair in pairs:
         state.update("\t".join(pair).encode() + b"\n")
     digest, place = state.hexdigest(), folder / f"tokenizer-{vocab_size}"
     known = place / "trained_on.json"
-    if known.is_file() and json.loads(known.read_text()) == {"sha256": digest}:
-        return load_tokenizer(place, vocab_size)
+    try:
+        if json.loads(known.read_text()) == {"sha256": digest}:
+            return load_tokenizer(place, vocab_size)
+    except (OSError, ValueError):  # there is none, or none that can be read
+        pass
     tokenizer = fast(train_tokenizer(pairs, vocab_size))
 
     def write(temporary: Path) -> None:
@@ -291,8 +315,8 @@ def kept_tokenizer(folder: Path, pairs: Pairs, vocab_size: int) -> PreTrainedTok
     files = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", known.name)
     try:
         write_folder(place, write, files, overwrite=True)
-    except PermissionError:
-        rank_zero_info(f"{place} cannot be written: the tokenizer is trained again next time")
+    except OSError as error:  # it is not ours to write, or another process was first
+        rank_zero_info(f"{place} is not written: {error}; the tokenizer is trained again next time")
     return tokenizer
 
 
@@ -335,7 +359,7 @@ def read_split(folder: Path, split: str, source: str, target: str) -> Pairs:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, as an editor counts them; ValueError names the line that is not UTF-8."""
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     decoded = []

@@ -156,8 +156,11 @@ def configuration(subnet: Transformer) -> HatConfig:
         fields[name] = arguments[name]
     fields["tie_word_embeddings"] = arguments["share_embeddings"]
     fields["attention_dropout"] = arguments["attention_dropout"]
+    description = describe(subnet)
+    # Its tokenizer is in files of its own.
+    description["input_spec"] = {k: v for k, v in description["input_spec"].items() if k != "tokenizer"}
     # Tuples as the lists that come back from the file.
-    return HatConfig(**json.loads(json.dumps(fields)), subnet=json.loads(json.dumps(describe(subnet))))
+    return HatConfig(**json.loads(json.dumps(fields)), subnet=json.loads(json.dumps(description)))
 
 
 @torch.no_grad()

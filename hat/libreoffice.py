@@ -17,28 +17,37 @@ WORDS, RATIO, LETTERS = (3, 80), (0.5, 1.6), 0.6  # what a clean pair keeps to
 
 
 class Paragraphs(HTMLParser):
-    """Collects {id: text} of a page's paragraphs and headings."""
+    """Collects {id: text} of a page's paragraphs and headings, without program listings; the first text of an id.
+
+    Keys and menus of macOS stand in the text before everybody else's, for a script to hide one: they are left out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, str] = {}
         self.open: tuple[str, str] | None = None  # tag and id
         self.text: list[str] = []
+        self.spans: list[bool] = []  # the open ones in it; True if it is macOS's
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        name = dict(attributes).get("id")
+        named = dict(attributes)
         if re.fullmatch("p|h[1-6]", tag):
-            self.open, self.text = (tag, name) if name else None, []
+            self.open = (tag, named["id"]) if named.get("id") and named.get("class") != "code" else None
+            self.text, self.spans = [], []
+        elif tag == "span":
+            self.spans.append(named.get("class") == "MAC")
 
     def handle_endtag(self, tag: str) -> None:
-        if self.open is not None and tag == self.open[0]:
+        if tag == "span" and self.spans:
+            self.spans.pop()
+        elif self.open is not None and tag == self.open[0]:
             text = " ".join("".join(self.text).split())
             if text:
-                self.found[self.open[1]] = text
+                self.found.setdefault(self.open[1], text)
             self.open = None
 
     def handle_data(self, data: str) -> None:
-        if self.open is not None:
+        if self.open is not None and not any(self.spans):
             self.text.append(data)
 
 
@@ -50,12 +59,12 @@ def paragraphs(path: Path) -> dict[str, str]:
 
 def is_clean(source: str, target: str) -> bool:
     """Whether a pair is a translation of a sentence: of some words, alike in length, mostly letters, not equal."""
-    words = len(source.split()), len(target.split())
-    letters = min(sum(map(str.isalpha, text)) / len(text) for text in (source, target))
+    words = [len(re.findall(r"\w+", text)) for text in (source, target)]
+    letters = min(sum(map(str.isalpha, text)) / max(1, len(text.replace(" ", ""))) for text in (source, target))
     return (
         WORDS[0] <= min(words)
         and max(words) <= WORDS[1]
-        and RATIO[0] <= words[1] / words[0] <= RATIO[1]
+        and RATIO[0] <= len(source) / len(target) <= RATIO[1]
         and letters >= LETTERS
         and source != target
     )

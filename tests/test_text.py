@@ -282,6 +282,7 @@ def test_a_text_too_small_for_the_vocabulary_is_told_with_what_it_gives(tmp_path
     [
         ({"train_en": b"one\ntwo\n", "train_de": b"eins\nzwei\ndrei\n"}, r"train\.de, line 3.*train\.en"),
         ({"valid_en": b"one\n", "valid_de": b""}, r"valid\.en, line 1.*valid\.de"),
+        ({"train_en": b"", "train_de": b""}, r"train has no pair"),
         ({"test_de": b"eins\nzw\xf6lf\n"}, r"test\.de, line 2: not UTF-8"),
         ({"valid_de": None}, r"valid"),
         ({"valid_tsv": b"one\teins\ntwo zwei\n"}, r"valid\.tsv, line 2: 0 tabs"),
@@ -320,7 +321,15 @@ def test_pairs_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"vocab_size": 259}, {"max_length": 0}, {"max_tokens": 0}, {"beam": 0}, {"workers": -1}, {"seed": -1}],
+    [
+        {"vocab_size": 259},
+        {"max_length": 0},
+        {"max_tokens": 0},
+        {"beam": 0},
+        {"workers": -1},
+        {"seed": -1},
+        {"length_penalty": -1},
+    ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
