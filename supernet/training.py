@@ -115,12 +115,13 @@ class Phase:
         return self.epochs * steps_per_epoch, self.warmup_epochs * steps_per_epoch
 
     def scaled(self, scale: float) -> Phase:
-        """This phase with its length and warm-up times `scale`; at least 1 long."""
+        """This phase with its length and warm-up times `scale`; at least 1 long, as is a warm-up that there is."""
         unit = "epochs" if self.steps is None else "steps"
         if not 0 < scale < math.inf:
             raise ValueError(f"scale_phases = {scale} is not a positive number")
         length = max(1, round(self.length * scale))
-        warmup = min(length, max(round(getattr(self, f"warmup_{unit}") * scale), self.decay == "inverse_sqrt"))
+        given = getattr(self, f"warmup_{unit}")
+        warmup = min(length, max(round(given * scale), min(given, 1)))
         return dataclasses.replace(self, **{unit: length, f"warmup_{unit}": warmup})
 
 

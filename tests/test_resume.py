@@ -27,6 +27,29 @@ model:
 trainer:
   {limit_train_batches: 6, limit_val_batches: 0, num_sanity_val_steps: 0, logger: false, enable_progress_bar: false}
 """
+TEXT = """
+run: RUN
+checkpoint_every: 1
+data:
+  class_path: hat.ParallelText
+  init_args: {vocab_size: 300, max_tokens: 1024, max_length: 60, workers: 1}
+model:
+  supernet:
+    class_path: hat.Transformer
+    init_args:
+      {vocab_size: 300, head_dim: 8, max_positions: 60, dropout: 0.2, attention_dropout: 0.1,
+       space: {class_path: hat.transformer_space, init_args:
+         {embed_dim: [16, 24], ffn_embed_dim: [16, 32], heads: [1, 2], encoder_layer_num: [2],
+          decoder_layer_num: [1, 2], arbitrary_ende_attn: [-1, 1], conv_kernel_size: [1, 3]}}}
+  optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.001, betas: [0.9, 0.98]}}
+  accumulate: 2
+  decay_unsampled: false
+  phases:
+    - {name: uniform, epochs: 1, warmup_epochs: 1, lr: 0.001}
+    - {name: all, epochs: 2, lr: 0.001, subnets: 3, sampler: sandwich, teacher: inplace}
+trainer:
+  {limit_train_batches: 6, limit_val_batches: 0, num_sanity_val_steps: 0, logger: false, enable_progress_bar: false}
+"""
 # Stops before a step, so that the kill falls where it is meant to.
 FIT = """
 import os, time
@@ -75,6 +98,16 @@ def uninterrupted(recipe, tmp_path_factory):
         fit(recipe, run, *more)
         weights[processes] = load_file(run / "supernet" / "network.safetensors")
     return weights
+
+
+def test_a_killed_training_on_text_resumes_bit_identically(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(TEXT)
+    fit(tmp_path / "recipe.yaml", tmp_path / "whole")
+    fit(tmp_path / "recipe.yaml", tmp_path / "run", kill_at=5)
+    fit(tmp_path / "recipe.yaml", tmp_path / "run", "--ckpt_path", "last")
+    whole, resumed = (load_file(tmp_path / run / "supernet" / "network.safetensors") for run in ("whole", "run"))
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == tensor).all() for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize(

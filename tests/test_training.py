@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import numpy as np
@@ -148,6 +149,19 @@ def test_learning_rate_warms_up_linearly_then_falls_as_a_cosine():
     assert rates[30] == pytest.approx(0.1 + 0.9 * 0.5) and rates[50] == pytest.approx(0.1)
 
 
+def test_learning_rate_falls_as_the_inverse_square_root_of_the_step():
+    phase = Phase("p", lr=1.0, steps=100, warmup_steps=4, decay="inverse_sqrt")
+    assert [learning_rate(phase, 1, step) for step in (0, 2, 4, 16, 64)] == [0, 0.5, 1, 0.5, 0.25]
+
+
+def test_a_phase_may_be_one_network():
+    config = dataclasses.asdict(SPACE.smallest())
+    task = make_task([Phase("alone", lr=0.1, steps=2, config=config)])
+    assert task.sample(task.phases[0], task.spaces[0], 1) == [SPACE.smallest()]
+    with pytest.raises(ValueError, match="phase 'alone': resolution = 1 is not one of"):
+        make_task([Phase("alone", lr=0.1, steps=2, config=config | {"resolution": 1})])
+
+
 def test_locate_finds_the_phase_of_every_step():
     phases = [Phase("a", lr=1, epochs=2), Phase("b", lr=1, epochs=1)]
     assert [locate(phases, 3, step) for step in (0, 5, 6, 8, 9)] == [(0, 0), (0, 5), (1, 0), (1, 2), (1, 3)]
@@ -155,8 +169,9 @@ def test_locate_finds_the_phase_of_every_step():
 
 def test_scaled_phases_are_at_least_one_long():
     phase = Phase("x", lr=1, epochs=120, warmup_epochs=5)
-    assert (phase.scaled(0.1).epochs, phase.scaled(0.1).warmup_epochs) == (12, 0)
+    assert (phase.scaled(0.1).epochs, phase.scaled(0.1).warmup_epochs) == (12, 1)
     assert phase.scaled(1e-6).epochs == 1
+    assert Phase("x", lr=1, epochs=120).scaled(0.1).warmup_epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -175,6 +190,9 @@ def test_scaled_phases_are_at_least_one_long():
         ({"epochs": 1, "teacher": "big"}, "unknown teacher 'big'"),
         ({"epochs": 1, "teacher": "inplace"}, "needs sampler: sandwich"),
         ({"epochs": 1, "sampler": "sandwich"}, "at least 2 subnets"),
+        ({"epochs": 1, "decay": "step"}, "unknown decay 'step'"),
+        ({"epochs": 1, "decay": "inverse_sqrt"}, "needs a warm-up"),
+        ({"epochs": 1, "config": {}, "subnets": 2}, "one subnet a step"),
     ],
 )
 def test_a_phase_that_makes_no_sense_is_refused(options, message):
