@@ -4,7 +4,8 @@
 
 ofa: population 100, 500 generations, 25 resolutions, a random ReLU network of 3 x 400 on X as score, a budget in MACs.
 hat: population 125, 30 generations, space 0; an accuracy predictor fitted on 100 networks and a latency predictor
-fitted on 60, of made-up losses and latencies. One thread. `pytest -m slow tests/test_search.py` compares the scores with those of the original's algorithm.
+fitted on 60, of made-up losses and latencies. One thread. `pytest -m slow tests/test_search.py` compares the scores
+with those of the original's algorithm.
 """
 
 from __future__ import annotations
