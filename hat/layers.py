@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BOS, PAD, EOS, UNK = range(4)  # token ids, as in HAT; the decoder's first token is EOS
+SPANS = {-1: 1, 1: 2, 2: 3}  # HAT's names of how many encoder layers, from the last on, a decoder layer attends to
 
 
 def sinusoids(length: int, width: int) -> Tensor:

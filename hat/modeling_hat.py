@@ -14,10 +14,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils import can_return_tuple
 
-from .layers import BOS, EOS, PAD, UNK, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
+from .layers import BOS, EOS, PAD, SPANS, UNK, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
 
 IGNORE = -100  # a label that is no target
-SPANS = {-1: 1, 1: 2, 2: 3}  # HAT's names of how many encoder layers, from the last on, a decoder layer attends to
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__annotations__ else "past_key_values"  # transformers 5.24 renamed it
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hat.decoding import Cache, DecoderPart, EncoderPart, Translation, empty_caches, plan, state_names, tensors
-from hat.layers import PAD, Attention, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
+from hat.layers import PAD, SPANS, Attention, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
 from supernet.elastic import (
     ElasticDepthwiseConv1d,
     ElasticDropout,
@@ -27,7 +27,6 @@ from supernet.space import Choice, SearchSpace, as_tuples, truncate
 LAYERS = SimpleNamespace(
     Linear=ElasticLinear, LayerNorm=ElasticLayerNorm, Dropout=ElasticDropout, Conv1d=ElasticDepthwiseConv1d
 )
-SPANS = {-1: 1, 1: 2, 2: 3}  # HAT's names of how many encoder layers, from the last on, a decoder layer attends to
 EXAMPLE_LENGTH, EXAMPLE_BEAM = 30, 5  # tokens of a sentence, and hypotheses, where no data say; HAT's
 
 
