@@ -243,20 +243,25 @@ def _grad_of(parameter: Tensor) -> Tensor:
 class _LinearBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, n_out: int, n_in: int) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.block = n_out, n_in
+        # Hooks on saved tensors (checkpointing, save_on_cpu) would give back others than the parameters.
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias, ctx.block = weight, bias, (n_out, n_in)
         return F.linear(x, leading(weight, n_out, n_in), None if bias is None else leading(bias, n_out))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        n_out, n_in = ctx.block
+        (x,) = ctx.saved_tensors
+        weight, bias, (n_out, n_in) = ctx.weight, ctx.bias, ctx.block
         # Under autocast the output, and so its gradient, has the lower precision.
         grad_x = (grad @ leading(weight, n_out, n_in).to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad = grad.reshape(-1, n_out).to(weight.dtype)
+        grad = grad.reshape(-1, n_out)
         if _is_wanted(ctx, 1):
-            leading(_grad_of(weight), n_out, n_in).addmm_(grad.t(), x.reshape(-1, n_in).to(weight.dtype))
+            block, flat = leading(_grad_of(weight), n_out, n_in), x.reshape(-1, n_in)
+            if grad.dtype == weight.dtype:
+                block.addmm_(grad.t(), flat.to(weight.dtype))
+            else:
+                block.add_(grad.t() @ flat.to(grad.dtype))
         if bias is not None and _is_wanted(ctx, 2):
             leading(_grad_of(bias), n_out).add_(grad.sum(0))
         return grad_x, None, None, None, None
@@ -265,14 +270,14 @@ class _LinearBlock(torch.autograd.Function):
 class _EmbeddingBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dim: int, padding_idx: int | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.dim, ctx.padding_idx = dim, padding_idx
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.dim, ctx.padding_idx = weight, dim, padding_idx
         return F.embedding(x, weight[:, :dim])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         if not _is_wanted(ctx, 1):
             return None, None, None, None
         if ctx.padding_idx is not None:
