@@ -109,7 +109,8 @@ class ParallelText(pl.LightningDataModule):
                 )
             if not fits:
                 raise ValueError(f"{dataset}: {split} has no pair of at most max_length = {max_length} tokens")
-            self._texts[split] = [whole[split][i] for i in fits]
+            if split != "train":
+                self._texts[split] = [whole[split][i] for i in fits]
             self.parts[split] = Batches(*([side[i] for i in fits] for side in encoded), max_tokens, seed)
         held_out = self.parts["valid"]
         self.input_spec: dict[str, Any] = {
@@ -172,7 +173,12 @@ class ParallelText(pl.LightningDataModule):
             yield source, previous
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "max_tokens": self.max_tokens, "pairs": len(self.parts["train"].sources)}
+        train = self.parts["train"]
+        content = hashlib.sha256()
+        for ids in (*train.sources, *train.targets):
+            content.update(ids.tobytes())
+        counts = {"seed": self.seed, "max_tokens": self.max_tokens, "pairs": len(train.sources)}
+        return counts | {"sha256": content.hexdigest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raise ValueError where a training would be resumed with other batches than it began with."""

@@ -83,16 +83,19 @@ def save_huggingface(
     """Write a folder that `AutoModelForSeq2SeqLM.from_pretrained` loads: config, weights, code, tokenizer, model card.
 
     `tokenizer` is a transformers tokenizer with the ids of the network, else ValueError. `generation` are fields of
-    GenerationConfig, else ValueError, that stand beside or instead of a beam of 4, a length penalty of 0.6 and a
-    max_length of all positions. The folder appears whole and checked, or not at all (see to_huggingface). An existing
-    one raises FileExistsError, unless `overwrite` is set and it holds nothing but such an export. Returns `folder`.
+    GenerationConfig, else ValueError, that stand beside or instead of the beam and the length penalty of the network's
+    data (4 and 0.6 where it has none) and a max_length of all positions. The folder appears whole and checked, or not
+    at all (see to_huggingface). An existing one raises FileExistsError, unless `overwrite` is set and it holds nothing
+    but such an export. Returns `folder`.
     """
     folder, model = Path(folder), to_huggingface(subnet)
     if tokenizer is not None:
         check_tokenizer(tokenizer, model.config)
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = model.config.max_positions
-    generation = {"max_length": model.config.max_positions} | GENERATION | dict(generation or {})
+    spec = {"num_beams": "beam", "length_penalty": "length_penalty"}
+    chosen = {name: subnet.input_spec.get(key, GENERATION[name]) for name, key in spec.items()}
+    generation = {"max_length": model.config.max_positions} | chosen | dict(generation or {})
     if unknown := generation.keys() - vars(GenerationConfig()).keys():
         raise ValueError(f"generation: {', '.join(sorted(unknown))} is no field of a GenerationConfig")
     if generation.get("max_new_tokens") is not None:
@@ -295,15 +298,21 @@ def left_padded(sentences: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[PAD] * (longest - len(sentence)) + list(sentence) for sentence in sentences])
 
 
+def import_sacrebleu() -> Any:
+    """sacrebleu's class BLEU; ImportError says what to install."""
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise ImportError("BLEU needs sacrebleu: pip install 'supernet[text]'") from error
+    return BLEU
+
+
 def bleu(hypotheses: Sequence[str], references: Sequence[str], seed: int = 12345) -> dict[str, Any]:
     """sacrebleu's BLEU of a corpus, {"bleu", "low", "high", "signature"}, with a 95 % interval of 1000 resamples.
 
     The interval is the bootstrap's mean plus and minus half its width, as `sacrebleu --confidence` states it.
     """
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise ImportError("BLEU needs sacrebleu: pip install 'supernet[text]'") from error
+    BLEU = import_sacrebleu()
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses of {len(references)} references")
     metric, before = BLEU(), os.environ.get("SACREBLEU_SEED")

@@ -71,7 +71,7 @@ def is_clean(source: str, target: str) -> bool:
 
 
 def split_of(page: str) -> str:
-    """The split of a help file: a hash of its name decides, so that sister pages' repetitions do not leak by chance."""
+    """The split of a help file: by a hash of its name. Sister pages in different ones may share one side of a pair."""
     percent = int(hashlib.sha256(page.encode()).hexdigest(), 16) % 100
     for split, share in SHARES.items():
         if percent < share:

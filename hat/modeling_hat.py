@@ -224,7 +224,7 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """HAT's. Convolutions stay as they are made, the identity."""
+        """Of what no file has: Xavier uniform, embeddings normal. Convolutions stay as they are made, the identity."""
         if isinstance(module, Embedding):
             # No file has the table, so from_pretrained leaves it to be filled here.
             rows, columns = module.positions.shape

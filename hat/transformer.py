@@ -429,7 +429,8 @@ class Transformer(Supernet):
     @property
     def lengths(self) -> tuple[int, int]:
         """Source and target tokens of a sentence of the data it is for."""
-        return tuple(self.input_spec.get(f"{side}_length", EXAMPLE_LENGTH) for side in ("source", "target"))
+        length = min(EXAMPLE_LENGTH, self.arguments["max_positions"])
+        return tuple(self.input_spec.get(f"{side}_length", length) for side in ("source", "target"))
 
     @property
     def cost_terms(self) -> TransformerCosts:
@@ -437,6 +438,8 @@ class Transformer(Supernet):
 
     def _cost_terms(self, source_length: int, target_length: int) -> TransformerCosts:
         arguments = {name: self.arguments[name] for name in COST_ARGUMENTS}
+        for side, module in (("encoder", self.encoder), ("decoder", self.decoder)):
+            arguments[f"{side}_convolutions"] = module.layers[0].self_attention.kernel_size is not None
         return TransformerCosts(self.space, source_length, target_length, self.beam, **arguments)
 
     def costs(
@@ -501,6 +504,8 @@ class TransformerCosts:
     qkv_dim: int
     head_dim: int | None
     normalize_before: bool
+    encoder_convolutions: bool  # a kernel of 1 is a factor where the space has larger ones, and else nothing
+    decoder_convolutions: bool
 
     def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
         genes = self.space.unpack(X)
@@ -556,6 +561,5 @@ class TransformerCosts:
         return self.qkv_dim * (heads > 0) if self.head_dim is None else self.head_dim * heads
 
     def _kernel(self, genes: dict[str, np.ndarray], side: str) -> np.ndarray:
-        """Taps of the convolutions, (n, layers); 0 where the space has none."""
-        name = f"{side}_conv_kernel_size"
-        return genes[name] * (self.space[name].values[-1] > 1)
+        """Taps of the convolutions, (n, layers); 0 where there are none."""
+        return genes[f"{side}_conv_kernel_size"] * getattr(self, f"{side}_convolutions")

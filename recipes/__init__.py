@@ -115,19 +115,21 @@ def export(
     Returns:
         {format: what was written}
     """
-    formats = [name.strip() for name in format.split(",")]
+    formats = list(dict.fromkeys(name.strip() for name in format.split(",")))
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"format: {name!r} is not one of {', '.join(FORMATS)}")
     import_families()
     import hat
     import ofa
-    from supernet.export import write_onnx
+    from hat.data import read_tokenizer
+    from supernet.export import PLAN, write_folder, write_onnx
 
     network, _ = load_subnet(subnet, architecture, data)
     for name, family in (("timm", ofa.MobileNetV3), ("huggingface", hat.Transformer)):
         if name in formats and not isinstance(network, family):
             raise ValueError(f"format: {name} is for a {family.__name__}, and {subnet} is a {type(network).__name__}")
+    tokenizer = read_tokenizer(network.input_spec) if "huggingface" in formats else None
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     parts = list(network.parts())
@@ -141,18 +143,19 @@ def export(
             raise FileExistsError(f"{targets[name]} already exists: choose another --out, or --overwrite true")
     for name in formats:
         if name == "onnx":
-            if parts != ["subnet"]:
-                targets[name].mkdir(exist_ok=True)
-            write_onnx(network, folder if parts == ["subnet"] else targets[name])
+            if parts == ["subnet"]:
+                write_onnx(network, folder)
+            else:
+                files = [f"{part}.onnx" for part in parts] + [PLAN]
+                write_folder(targets[name], lambda temporary: write_onnx(network, temporary), files, overwrite)
         elif name == "timm":
             from ofa.timm import save_timm
 
             save_timm(network, targets[name], overwrite=overwrite)
         else:
-            from hat.data import read_tokenizer
             from hat.huggingface import save_huggingface
 
-            save_huggingface(network, targets[name], read_tokenizer(network.input_spec), overwrite=overwrite)
+            save_huggingface(network, targets[name], tokenizer, overwrite=overwrite)
         print(f"{name}: {targets[name]}")
     return {name: targets[name] for name in formats}
 
@@ -182,11 +185,13 @@ def evaluate(
     if module is None:
         module = make_data(read_section(subnet, data))
     network.check_data(module.input_spec)
+    if isinstance(network, hat.Transformer):
+        from hat.huggingface import bleu, import_sacrebleu, to_huggingface, translate
+
+        import_sacrebleu()  # before the work
     loader = module.val_dataloader() if split == "holdout" else module.test_dataloader()
     figures = evaluate_network(network, loader)
     if isinstance(network, hat.Transformer):
-        from hat.huggingface import bleu, to_huggingface, translate
-
         sources, references = module.texts(split)
         model = to_huggingface(network)
         hypotheses = translate(model, module.tokenizer, sources, module.beam, module.length_penalty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ class EpochLines(ProgressBar):
     def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         figures = ", ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
         rank_zero_only(print)(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {figures}", flush=True)
+
+
+class Begin(pl.Callback):
+    """Calls `begin` once, before the first step: after everything has been checked that could refuse the run."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.begin: Callable[[], None] | None = begin
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        if self.begin is not None:
+            self.begin()
+            self.begin = None
 
 
 class SupernetCLI(LightningCLI):
@@ -99,16 +112,21 @@ class SupernetCLI(LightningCLI):
         if not ours:
             for taken in (last, run / "supernet", run / "config.yaml"):
                 if taken.exists() and not self._get(self.config, "overwrite"):
+                    resume = "resume with --ckpt_path last, " if last.is_file() else ""
                     raise FileExistsError(
-                        f"{taken} is already there: resume with --ckpt_path last, choose another --run, or --overwrite"
-                        " true"
+                        f"{taken} is already there: {resume}choose another --run, or --overwrite true"
                     )
-            # What is overwritten goes now: a run that ended before its first checkpoint would resume the old one.
-            last.unlink(missing_ok=True)
-            shutil.rmtree(run / "supernet", ignore_errors=True)
-        run.mkdir(parents=True, exist_ok=True)
-        parser = self._parser("fit")
-        parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
+
+        def begin() -> None:
+            if not ours:
+                # What is overwritten goes now: a run that ended before its first checkpoint would resume the old one.
+                last.unlink(missing_ok=True)
+                shutil.rmtree(run / "supernet", ignore_errors=True)
+            run.mkdir(parents=True, exist_ok=True)
+            parser = self._parser("fit")
+            parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
+
+        self.trainer.callbacks.append(Begin(begin))
 
     def after_fit(self) -> None:
         if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:

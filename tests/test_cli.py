@@ -69,14 +69,36 @@ def test_another_runs_checkpoint_does_not_replace_a_run_unasked(run, tmp_path):
     assert done.returncode == 1 and "--overwrite" in done.stderr
 
 
+STOPS = """
+from supernet.training import SupernetTask
+def stop(*arguments):
+    raise ValueError("stopped in the first step")
+SupernetTask.training_step = stop
+from recipes.cli import main
+main()
+"""
+
+
 def test_overwriting_leaves_nothing_that_could_be_resumed(tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.write_bytes(b"an earlier run")
-    more = ("--overwrite", "true", "--trainer.limit_train_batches", "0")
-    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path), *more)
-    assert done.returncode == 1 and "no step was trained" in done.stderr
+    arguments = ["fit", "--config", "ofa/digits", "--run", str(tmp_path), "--overwrite", "true", *SMALL]
+    done = subprocess.run([sys.executable, "-c", STOPS, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1 and "stopped in the first step" in done.stderr
     assert not last.exists() and not (tmp_path / "supernet").exists()
+
+
+def test_a_run_that_is_refused_overwrites_nothing(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "logs" not in path.parts}
+    for more in (
+        ("--overwrite", "true", "--trainer.max_epochs", "3"),
+        ("--overwrite", "true", "--model.supernet.num_classes", "7"),
+        ("--ckpt_path", "last", "--model.clip_norm", "7"),
+    ):
+        done = supernet("fit", "--config", "ofa/digits", "--run", str(run), *SMALL, *more)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert all(path.read_bytes() == content for path, content in before.items()), more
 
 
 def test_a_recipe_of_the_users_in_the_runs_folder_is_not_overwritten_unasked(tmp_path):
