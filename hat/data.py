@@ -26,6 +26,7 @@ from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, t
 
 SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}  # by id, as in HAT
 SPLITS = ("train", "valid", "test")
+CHUNK = 10_000  # texts that are encoded at once; what the tokenizer returns of each is large
 Pairs = list[tuple[str, str]]
 
 
@@ -127,7 +128,9 @@ class ParallelText(pl.LightningDataModule):
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text, </s> included."""
-        return [np.array(e.ids, dtype=np.int32) for e in self.tokenizer.backend_tokenizer.encode_batch(list(texts))]
+        encode = self.tokenizer.backend_tokenizer.encode_batch
+        chunks = (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
+        return [np.array(encoding.ids, dtype=np.int32) for chunk in chunks for encoding in encode(chunk)]
 
     def texts(self, split: str) -> tuple[list[str], list[str]]:
         """The sources and the references of the holdout or the test split."""
@@ -345,6 +348,8 @@ def read_pairs(dataset: str, source: str, target: str) -> dict[str, Pairs]:
 def read_split(folder: Path, split: str, source: str, target: str) -> Pairs:
     table, sides = folder / f"{split}.tsv", [folder / f"{split}.{side}" for side in (source, target)]
     if table.is_file():
+        if found := [path.name for path in sides if path.is_file()]:
+            raise ValueError(f"{folder} has {table.name} and {', '.join(found)}: which is the text of {split}?")
         rows = [line.split("\t") for line in read_lines(table)]
         for number, row in enumerate(rows, 1):
             if len(row) != 2:

@@ -109,16 +109,16 @@ def shapes(caches: Sequence[Cache]) -> list[list[int]]:
     return [list(x.shape) for cache in caches for x in tensors(cache)]
 
 
-def plan(decoder: Decoder, source_length: int, steps: int, beam: int) -> dict[str, Any]:
-    """How the two exported parts run as `Translation` does, for one sentence (see predictors.devices)."""
+def plan(decoder: Decoder, batch: int, source_length: int, steps: int, beam: int) -> dict[str, Any]:
+    """How the two exported parts run as `Translation` does, on `batch` sentences (see predictors.devices)."""
     _, own = state_names(decoder)
-    start = dict(zip(own, shapes(empty_caches(decoder, beam))))
+    start = dict(zip(own, shapes(empty_caches(decoder, batch * beam))))
     return {
         "first": "encoder",
         "then": "decoder",
         "steps": steps,
         "copies": beam,
-        "inputs": {"source": [1, source_length]},
-        "start": {"previous": [beam, 1]} | start,
+        "inputs": {"source": [batch, source_length]},
+        "start": {"previous": [batch * beam, 1]} | start,
         "integers": EOS,
     }

@@ -256,6 +256,10 @@ def translate(
     after `max_length` tokens, where None is twice those of the longest text and 10 more; in any case with the model's
     positions. ValueError for a text of more tokens than there are positions.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts is one string: give a sequence of them")
+    if num_beams < 1:
+        raise ValueError(f"num_beams = {num_beams}: at least 1")
     positions = model.config.max_position_embeddings
     sources = [tokenizer(text)["input_ids"] or [EOS] for text in texts]
     for number, source in enumerate(sources):

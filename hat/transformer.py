@@ -418,8 +418,8 @@ class Transformer(Supernet):
             ),
         }
 
-    def plan(self) -> dict[str, Any]:
-        return plan(self.decoder, *self.lengths, self.beam)
+    def plan(self, batch: int = 1) -> dict[str, Any]:
+        return plan(self.decoder, batch, *self.lengths, self.beam)
 
     @property
     def beam(self) -> int:
@@ -451,6 +451,9 @@ class Transformer(Supernet):
         being causal). `non_embedding_params` and `non_embedding_macs`, as HAT counts, leave out embeddings and the
         projection to the vocabulary.
         """
+        for name, length in (("source_length", source_length), ("target_length", target_length)):
+            if length is not None and length < 1:
+                raise ValueError(f"{name} = {length}: at least 1")
         given = zip((source_length, target_length), self.lengths)
         terms = self._cost_terms(*(own if length is None else length for length, own in given))(self.space.check(X))
         costs = {unit: total(terms, unit) for unit in ("macs", "params")}

@@ -77,7 +77,7 @@ def space_from_yml(path: str | Path) -> SearchSpace:
 def read_yml(path: str | Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} has no keys")
@@ -193,7 +193,7 @@ def load(source: str | Path | Mapping[str, Any], supernet: Transformer) -> Trans
     """Load a published checkpoint (a file, or what it holds) into a supernet of its sizes; returns the supernet.
 
     The vocabulary's size is that of the checkpoint, which is padded to a multiple of 8. ValueError names what is
-    missing, unknown or of another shape, and leaves the supernet as it was.
+    missing, unknown, of another shape or not finite, and leaves the supernet as it was.
     """
     if isinstance(source, Mapping):
         state = source
@@ -217,6 +217,8 @@ def load(source: str | Path | Mapping[str, Any], supernet: Transformer) -> Trans
             if "embed" in name:
                 hint = "; vocab_size and target_vocab_size are the sizes of the checkpoint's vocabularies"
             raise ValueError(f"{name} is {tuple(tensor.shape)}, this supernet's {shape}{hint}")
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} ({tensor.dtype}) has values that are no finite floating-point numbers")
         loaded |= zip(parts, tensor.split(rows))
     if given:
         raise ValueError(f"the checkpoint has {len(given)} tensors that this supernet has not, such as {min(given)}")

@@ -251,9 +251,9 @@ def read_config(space: Any, name: str) -> Any:
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
             values = values["config"]
         config = space.config_class(**values)
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        space.encode([config])
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name} is no config of a {space.config_class.__name__}: {error}") from error
-    space.encode([config])
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from importlib import import_module
@@ -13,31 +14,40 @@ LIGHTNING = ("fit", "validate", "test")
 VERBS = ("prepare", "specialize", "export", "evaluate")
 RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
+WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; an error of the user's is one line and exit status 1 (SUPERNET_TRACEBACK=1 shows where)."""
+    """Run the command; an error of the user's is told, with exit status 1 (SUPERNET_TRACEBACK=1 shows where).
+
+    That of options that cannot be parsed is 2.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(argv)
     except KeyboardInterrupt:
-        print("supernet: interrupted; what was measured is kept, and the same command goes on from it", file=sys.stderr)
+        kept = "; what was measured is kept, and the same command goes on from it" if "specialize" in argv[:1] else ""
+        print(f"supernet: interrupted{kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        # Lightning's own for a setting that makes no sense; importing it for its name would slow every help.
-        users = isinstance(error, USERS_ERRORS) or type(error).__name__ == "MisconfigurationException"
+        # The parser's, and Lightning's for a setting that makes no sense; importing them would slow every help.
+        name = type(error).__name__
+        users = isinstance(error, USERS_ERRORS) or name in ("ArgumentError", "MisconfigurationException")
         if os.environ.get("SUPERNET_TRACEBACK") or not users:
             raise
         print(f"supernet: error: {plain(str(error))}", file=sys.stderr)
-        raise SystemExit(1) from error
+        if name == "ArgumentError":
+            print(f"supernet {argv[0]} --help tells its options", file=sys.stderr)
+        raise SystemExit(2 if name == "ArgumentError" else 1) from error
 
 
 def plain(message: str) -> str:
-    """A message without what jsonargparse wraps around it where an argument may also be None."""
-    if "Does not validate against any of the Union subtypes" not in message:
-        return message
-    lines = [line.partition("- ")[2] for line in message.splitlines() if line.lstrip().startswith("- ")]
-    return "\n".join(line for line in lines if "NoneType" not in line) or message
+    """A message without what jsonargparse wraps around it where an argument may also be something else."""
+    lines = [line for line in message.splitlines() if line.strip() and not line.lstrip().startswith(WRAPPING)]
+    if lines and len(lines) < len(message.splitlines()):
+        lines = [line.strip().removeprefix("- ") for line in lines]
+        lines = [line for line in lines if not re.fullmatch('Parser key "[a-z]+":', line)] or lines
+    return "\n".join(lines) or message
 
 
 def run(argv: list[str]) -> None:
@@ -56,7 +66,9 @@ def run(argv: list[str]) -> None:
         from jsonargparse import ArgumentParser
 
         verb = getattr(import_module("recipes"), command)
-        parser = ArgumentParser(prog=f"supernet {command}", description=verb.__doc__.splitlines()[0])
+        parser = ArgumentParser(
+            prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False
+        )
         parser.add_argument("-c", "--config", action="config")
         parser.add_function_arguments(verb, as_positional=False)
         arguments = parser.parse_args([dashes_to_underscores(argument) for argument in argv[1:]])

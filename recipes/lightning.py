@@ -54,6 +54,7 @@ class SupernetCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
             auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in self.subcommands()},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -76,12 +77,16 @@ class SupernetCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [LastCheckpoint(run / "checkpoints", every)]
         if trainer["enable_progress_bar"] is not False:
             self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
-        self.trainer_defaults["plugins"] = [AtomicCheckpointIO()]
+        given = trainer["plugins"] or []
+        kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read hyperparameters, which our checkpoints do not have, and fail on any other."""
 
     def _resolve_checkpoint(self, default: str | None) -> None:
         """--ckpt_path last as the run's file; ValueError where there is no file (Lightning would go on without)."""

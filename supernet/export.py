@@ -128,6 +128,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     missing = {"family", "arguments", "space", "config", "input_spec"} - description.keys()
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}")
+    if not isinstance(description["input_spec"], dict):
+        raise ValueError(f"{path}: input_spec is {description['input_spec']!r}, and no mapping")
     return description
 
 
@@ -147,6 +149,9 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
 def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
     """`to_onnx` of a module with several outputs, or with axes of any size."""
     path, model = Path(path), part.module
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"{name} is {tensor.dtype}: ONNX files are written of float32 networks (.float())")
     training = {module: module.training for module in model.modules()}
     dynamic = [dict.fromkeys(part.dynamic.get(name, ()), torch.export.Dim.DYNAMIC) for name in part.names]
 
@@ -194,7 +199,7 @@ def write_onnx(network: Supernet, folder: Path, fast: bool = False, batch: int =
 
     Returns what a device loads: the one file, or the folder.
     """
-    parts, plan = network.parts(batch), network.plan()
+    parts, plan = network.parts(batch), network.plan(batch)
     for name, part in parts.items():
         part_to_onnx(part, folder / f"{name}.onnx", fast)
     if plan is None:

@@ -101,7 +101,7 @@ class Supernet(nn.Module, ABC):
         names = tuple(inspect.signature(self.forward).parameters)[: len(inputs)]
         return {"subnet": Part(self, inputs, names)}
 
-    def plan(self) -> dict[str, Any] | None:
+    def plan(self, batch: int = 1) -> dict[str, Any] | None:
         """How the parts run as one inference, in JSON values; None where there is one part."""
         return None
 

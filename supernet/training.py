@@ -28,6 +28,7 @@ from supernet.export import describe, write_atomically
 from supernet.model import Supernet, calibrate
 from supernet.space import SearchSpace
 
+SAMPLERS = ("uniform", "sandwich", "stratified")
 OptimizerCallable = Callable[[Iterable], Optimizer]
 
 
@@ -87,7 +88,7 @@ class Phase:
         )
         check(other == 0, "the warm-up has the unit of the length")
         check(0 <= warmup <= self.length, f"a warm-up of {warmup} does not fit in a length of {self.length}")
-        check(self.decay in ("cosine", "inverse_sqrt"), f"unknown decay {self.decay!r}")
+        check(self.decay in ("cosine", "inverse_sqrt"), f"unknown decay {self.decay!r}: cosine or inverse_sqrt")
         check(self.decay == "cosine" or warmup > 0, "decay: inverse_sqrt needs a warm-up")
         check(self.decay == "cosine" or self.final_lr == 0, "final_lr is the cosine's")
         check(0 < self.lr < math.inf, f"lr = {self.lr} is not a positive number")
@@ -97,10 +98,10 @@ class Phase:
         losses = self.label_weight + self.teacher_weight if self.teacher else 1.0
         check(losses > 0, "label_weight and teacher_weight are both 0: there is nothing to learn")
         check(self.subnets >= 1, f"subnets = {self.subnets} is not positive")
-        check(self.sampler in ("uniform", "sandwich", "stratified"), f"unknown sampler {self.sampler!r}")
+        check(self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: one of {', '.join(SAMPLERS)}")
         alone = self.sampler == "uniform" and self.subnets == 1 and not self.space
         check(self.config is None or alone, "a config is one subnet a step: without space, sampler and subnets")
-        check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}")
+        check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}: frozen or inplace")
         check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
         check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
 

@@ -177,6 +177,28 @@ def test_a_fault_of_the_data_is_told_without_the_parsers_wrapping(tmp_path):
     assert lines == ["supernet: error: holdout = 5000 does not leave both parts of 1437 training images"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data.init_args.holdot", "5"), "Option 'holdot' is not accepted"),
+        (("--model.phases", "[{name: a, lr: x, epochs: 2}]"), "Expected a <class 'float'>. Got value: x"),
+        (("--nothing", "3"), "unrecognized arguments: --nothing 3"),
+    ],
+)
+def test_options_that_cannot_be_parsed_are_told_in_few_lines(options, message):
+    done = supernet("fit", "--config", "ofa/digits", *options)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) <= 6 and "supernet fit --help tells" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    options = ("--run", str(tmp_path / "run"), "--ckpt_path", str(tmp_path / "half.ckpt"))
+    done = supernet("fit", "--config", "ofa/digits", *options, *SMALL)
+    assert done.returncode == 1 and "half.ckpt cannot be read as a checkpoint" in done.stderr
+
+
 def test_an_interrupted_verb_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """A translation in steps: the exported parts, run as their plan says, are the network."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -68,9 +69,16 @@ def test_the_files_take_any_batch_and_any_length(subnet, tmp_path):
         assert np.allclose(np.stack(made, axis=1), subnet(source, previous).numpy(), atol=1e-4)
 
 
-def test_a_plan_for_another_batch_is_refused(subnet, tmp_path):
-    import dataclasses
+def test_the_files_run_as_many_sentences_as_the_device_times(subnet, tmp_path):
+    folder = write_onnx(subnet, tmp_path, fast=True, batch=2)
+    logits, *_ = dataclasses.replace(DEVICES["onnxruntime"], batch=2).load(folder)()
+    timed, (source,) = subnet.inference(2)
+    with torch.inference_mode():
+        expected = timed(torch.full_like(source, EOS))
+    assert logits.shape == expected.shape == (6, 60) and np.allclose(logits, expected.numpy(), atol=1e-5)
 
+
+def test_a_plan_for_another_batch_is_refused(subnet, tmp_path):
     folder = write_onnx(subnet, tmp_path, fast=True)
     with pytest.raises(ValueError, match="batch 2, but"):
         dataclasses.replace(DEVICES["onnxruntime"], batch=2).load(folder)

@@ -56,6 +56,14 @@ def test_a_malformed_description_is_named(supernet, tmp_path, change):
         load(tmp_path / "x")
 
 
+def test_an_input_spec_that_is_no_mapping_is_named(supernet, tmp_path):
+    save(supernet, tmp_path / "x")
+    description = tmp_path / "x" / "network.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"input_spec": None}))
+    with pytest.raises(ValueError, match="network.json: input_spec is None"):
+        load(tmp_path / "x")
+
+
 def test_what_is_not_a_saved_network_is_refused(supernet, tmp_path):
     with pytest.raises(ValueError, match="does not hold a saved network"):
         load(tmp_path)
@@ -127,6 +135,12 @@ class Counting(torch.nn.Module):
 def test_an_onnx_file_that_differs_from_the_model_is_not_kept(tmp_path, fast):
     with pytest.raises(RuntimeError, match="differs from the model"):
         to_onnx(Counting(), tmp_path / "x.onnx", (torch.randn(1, 4),), fast=fast)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_is_refused_before_the_file_is_made(tmp_path):
+    with pytest.raises(ValueError, match="weight is torch.bfloat16"):
+        to_onnx(torch.nn.Linear(4, 2).bfloat16(), tmp_path / "x.onnx", (torch.randn(1, 4).bfloat16(),))
     assert not list(tmp_path.iterdir())
 
 

@@ -329,6 +329,8 @@ def changed(**tensors):
             changed(encoder__layers__0__self_attn__in_proj_weight=torch.ones(2 * Q, 64)),
             r"in_proj_weight is \(128, 64\), this supernet's \(192, 64\)",
         ),
+        (changed(decoder__layers__1__fc1__bias=torch.full((80,), torch.nan)), r"fc1\.bias .* no finite"),
+        (changed(decoder__layers__1__fc1__bias=torch.ones(80).long()), r"fc1\.bias .torch\.int64. .* no finite"),
         (changed(decoder__embed_tokens__weight=torch.ones(24, 64)), "differ: this supernet's are one matrix"),
         ({}, "has no encoder.embed_tokens.weight"),
         ({"model": [1]}, "does not name tensors"),

@@ -340,6 +340,14 @@ def test_translating_leaves_the_mode_and_has_no_dropout() -> None:
     assert all(module.training for module in model.modules())
 
 
+def test_one_string_and_no_beam_are_refused() -> None:
+    model, tokenizer = to_huggingface(random_subnet()), word_tokenizer()
+    with pytest.raises(TypeError, match="texts is one string"):
+        translate(model, tokenizer, TEXTS[0])
+    with pytest.raises(ValueError, match="num_beams = 0: at least 1"):
+        translate(model, tokenizer, TEXTS, num_beams=0)
+
+
 def test_translations_end_at_the_length() -> None:
     model = to_huggingface(random_subnet())
     for num_beams in (1, 3):

@@ -13,6 +13,12 @@ DATA = {"class_path": "ofa.ImageData", "init_args": {"holdout": 60, "calibration
 FEW = dict(device="onnxruntime", latency_samples=10, accuracy_samples=10, finalists=2, population=20, generations=5)
 
 
+def test_states_of_any_precision_have_a_digest_of_their_own():
+    state = {"weight": torch.ones(2, 3)}
+    digests = {bench.state_digest({"weight": state["weight"].to(dtype)}) for dtype in (torch.float32, torch.bfloat16)}
+    assert len(digests) == 2 and bench.state_digest(state) in digests
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An untrained supernet's folder."""

@@ -229,6 +229,14 @@ def test_decoding_inverts_encoding(data, text):
     assert ids[-1] == EOS and data.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+def test_texts_encoded_in_chunks_are_those_encoded_at_once(data, monkeypatch):
+    texts = data.texts("holdout")[0]
+    at_once = data.encode(texts)
+    monkeypatch.setattr("hat.data.CHUNK", 7)
+    in_chunks = data.encode(texts)
+    assert len(in_chunks) == len(at_once) and all(map(np.array_equal, in_chunks, at_once))
+
+
 def test_the_tokenizer_has_hats_special_ids(data):
     tokenizer = data.tokenizer
     assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
@@ -277,6 +285,9 @@ def test_a_text_too_small_for_the_vocabulary_is_told_with_what_it_gives(tmp_path
 # ----------------------------------------------------------------------------------------------------- files
 
 
+NO_VALID = {"valid_en": None, "valid_de": None}
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -285,8 +296,9 @@ def test_a_text_too_small_for_the_vocabulary_is_told_with_what_it_gives(tmp_path
         ({"train_en": b"", "train_de": b""}, r"train has no pair"),
         ({"test_de": b"eins\nzw\xf6lf\n"}, r"test\.de, line 2: not UTF-8"),
         ({"valid_de": None}, r"valid"),
-        ({"valid_tsv": b"one\teins\ntwo zwei\n"}, r"valid\.tsv, line 2: 0 tabs"),
-        ({"valid_tsv": b"one\teins\tun\n"}, r"valid\.tsv, line 1: 2 tabs"),
+        ({"valid_tsv": b"one\teins\ntwo zwei\n"} | NO_VALID, r"valid\.tsv, line 2: 0 tabs"),
+        ({"valid_tsv": b"one\teins\tun\n"} | NO_VALID, r"valid\.tsv, line 1: 2 tabs"),
+        ({"valid_tsv": b"one\teins\n"}, r"valid\.tsv and valid\.en, valid\.de: which is the text of valid"),
         ({"test_en": b" \n", "test_de": b"eins\n"}, r"test has no pair"),
     ],
 )

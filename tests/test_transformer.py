@@ -210,6 +210,12 @@ def test_costs_outside_the_layers_are_those_of_the_vocabulary(shared):
         assert costs["params"][i] - costs["non_embedding_params"][i] == expected
 
 
+def test_costs_of_no_tokens_are_refused():
+    net = make()
+    with pytest.raises(ValueError, match="target_length = 0: at least 1"):
+        net.costs(net.space.encode([net.space.largest()]), target_length=0)
+
+
 # ----------------------------------------------------------------------------------------- positions and padding
 
 
