@@ -6,10 +6,11 @@
 
 `train` runs (or resumes) one schedule: better is recipes/hat/libreoffice_en_de.yaml; hat is one random subnet an update
 (HAT, arXiv 2005.14187), with as many token passes, of the same network, data and optimizer; alone is the network of a
-report.json (of `supernet specialize`), with as many token passes as the supernet took. `table` gives, of every run,
-the loss on the held-out pages of 8 subnets (the largest, the smallest, 6 random ones: the same for all), and BLEU on
-the held-out pages with a 95 % bootstrap interval; --test adds BLEU on the test pages, which chose nothing.
-A token pass is one forward and backward of a subnet over all training tokens.
+report.json (of `supernet specialize`), with as many token passes as the supernet took. CPU seconds leave out those of
+starts that were killed. `table` gives, of every run, the loss on the held-out pages of 8 subnets (the largest, the
+smallest, 6 random ones: the same for all), and BLEU on the held-out pages with a 95 % bootstrap interval; --test adds
+BLEU on the test pages, which chose nothing.
+A token pass is one forward and backward over all training tokens, whether one subnet sees them or several share them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ RANDOM = 6  # subnets, beside the largest and the smallest
 
 
 def passes(phases: list[dict[str, Any]]) -> int:
-    return sum(phase["epochs"] * phase.get("subnets", 1) for phase in phases)
+    return sum(phase["epochs"] * (1 if phase.get("split") else phase.get("subnets", 1)) for phase in phases)
 
 
 def train(name: str, seed: int, scale: float, network: Path | None, data: str, out: Path) -> None:
     """Run or resume a schedule; its CPU seconds are added to those of earlier starts."""
     recipe = yaml.safe_load(Path(recipe_path(RECIPE)).read_text())
-    whole = {"name": name, "epochs": passes(recipe["model"]["phases"]), "warmup_epochs": 1, "lr": 0.001}
+    phases = recipe["model"]["phases"]
+    whole = {"name": name, "epochs": passes(phases), "warmup_epochs": 1, "lr": phases[0]["lr"]}
     if name == "hat":
         recipe["model"]["phases"] = [whole]
     elif name == "alone":

@@ -52,6 +52,8 @@ class Phase:
         space: {choice: the values it may take}; a choice that is not named has all its values.
         config: the one network that is trained, alone, as {choice: value}; as HAT trains what its search found.
         subnets: how many subnets a step trains; their gradients add up.
+        split: whether each of them has its own share of the batch, rather than all of it: then a step costs what that
+            of one subnet does.
         sampler: uniform, sandwich or stratified (by MACs).
         teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
             as it is; needs the sandwich) or None.
@@ -71,6 +73,7 @@ class Phase:
     space: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] | None = None
     subnets: int = 1
+    split: bool = False
     sampler: str = "uniform"
     teacher: str | None = None
     label_weight: float = 1.0
@@ -102,6 +105,7 @@ class Phase:
         alone = self.sampler == "uniform" and self.subnets == 1 and not self.space
         check(self.config is None or alone, "a config is one subnet a step: without space, sampler and subnets")
         check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}: frozen or inplace")
+        check(not (self.split and self.teacher), "subnets that split a batch have no teacher")
         check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
         check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
 
@@ -361,7 +365,10 @@ class SupernetTask(pl.LightningModule):
 
         *inputs, target = batch
         counted = int((target != self.ignore_index).sum()) if self.weighted else 1
-        losses = self.losses(inputs, target, phase, self.sample(phase, space, step))
+        configs = self.sample(phase, space, step)
+        if phase.split and len(target) < len(configs):
+            raise ValueError(f"phase {phase.name!r}: {len(configs)} subnets cannot split a batch of {len(target)}")
+        losses = self.losses(inputs, target, phase, configs)
         total = 0.0
         ddp = isinstance(self.trainer.model, DistributedDataParallel)
         with self.trainer.model.no_sync() if ddp else nullcontext():  # `_step` reduces, once for all subnets
@@ -395,7 +402,11 @@ class SupernetTask(pl.LightningModule):
         """The loss of each subnet, one after the other: each must have had its backward before the next is drawn."""
         soft: dict[torch.Size, Tensor] = {}
         largest: Tensor | None = None
+        whole = (inputs, target)
         for position, config in enumerate(configs):
+            if phase.split:
+                share = slice(position, None, len(configs))  # of items that may be sorted by length
+                inputs, target = [x[share] for x in whole[0]], whole[1][share]
             prepared = self.prepare(inputs, config)
             logits = self.supernet.set_active(config)(*prepared)
             if phase.teacher == "inplace" and position == 0:
