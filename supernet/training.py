@@ -366,8 +366,8 @@ class SupernetTask(pl.LightningModule):
         *inputs, target = batch
         counted = int((target != self.ignore_index).sum()) if self.weighted else 1
         configs = self.sample(phase, space, step)
-        if phase.split and len(target) < len(configs):
-            raise ValueError(f"phase {phase.name!r}: {len(configs)} subnets cannot split a batch of {len(target)}")
+        if phase.split:
+            configs = configs[: len(target)]  # a last batch may have fewer items than there are subnets
         losses = self.losses(inputs, target, phase, configs)
         total = 0.0
         ddp = isinstance(self.trainer.model, DistributedDataParallel)
@@ -376,7 +376,7 @@ class SupernetTask(pl.LightningModule):
                 self.manual_backward(loss * counted if self.weighted else loss)
                 total += loss.detach()
         self.counted += counted
-        self.log("train/loss", total / phase.subnets, prog_bar=True)
+        self.log("train/loss", total / len(configs), prog_bar=True)
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
 
