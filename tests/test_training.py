@@ -155,7 +155,8 @@ def test_subnets_that_split_a_batch_have_a_share_each():
 
 
 def test_a_batch_of_few_items_trains_as_many_subnets(tmp_path):
-    recorder, task = Recorder(), make_task([Phase("split", lr=0.1, epochs=1, subnets=17, split=True)])
+    phase = Phase("split", lr=0.1, epochs=1, subnets=17, split=True)
+    recorder, (task, _) = Recorder(), frozen_statistics([phase])
     make_trainer(tmp_path, limit_val_batches=0, callbacks=[recorder]).fit(task, make_data())
     assert [len(s["configs"]) for s in recorder.steps] == [16, 16]
 
