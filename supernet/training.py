@@ -52,8 +52,8 @@ class Phase:
         space: {choice: the values it may take}; a choice that is not named has all its values.
         config: the one network that is trained, alone, as {choice: value}; as HAT trains what its search found.
         subnets: how many subnets a step trains; their gradients add up.
-        split: whether each of them has its own share of the batch, rather than all of it: then a step costs what that
-            of one subnet does.
+        split: whether each of them has its own share of the batch, rather than all of it: then a step passes over the
+            batch once in all.
         sampler: uniform, sandwich or stratified (by MACs).
         teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
             as it is; needs the sandwich) or None.
@@ -402,21 +402,19 @@ class SupernetTask(pl.LightningModule):
         """The loss of each subnet, one after the other: each must have had its backward before the next is drawn."""
         soft: dict[torch.Size, Tensor] = {}
         largest: Tensor | None = None
-        whole = (inputs, target)
         for position, config in enumerate(configs):
-            if phase.split:
-                share = slice(position, None, len(configs))  # of items that may be sorted by length
-                inputs, target = [x[share] for x in whole[0]], whole[1][share]
-            prepared = self.prepare(inputs, config)
+            share = slice(position, None, len(configs)) if phase.split else slice(None)  # items may be sorted by length
+            labels = target[share]
+            prepared = self.prepare([x[share] for x in inputs], config)
             logits = self.supernet.set_active(config)(*prepared)
             if phase.teacher == "inplace" and position == 0:
                 largest = logits.detach()
-                yield label_loss(logits, target, self.label_smoothing, self.ignore_index)
+                yield label_loss(logits, labels, self.label_smoothing, self.ignore_index)
                 continue
             loss = logits.new_zeros(())
             if phase.label_weight or phase.teacher is None:
                 weight = phase.label_weight if phase.teacher else 1.0
-                loss = loss + weight * label_loss(logits, target, self.label_smoothing, self.ignore_index)
+                loss = loss + weight * label_loss(logits, labels, self.label_smoothing, self.ignore_index)
             if phase.teacher == "frozen":
                 shape = prepared[0].shape
                 if shape not in soft:
@@ -424,7 +422,7 @@ class SupernetTask(pl.LightningModule):
                         soft[shape] = self.teacher(*prepared)
                 largest = soft[shape]
             if phase.teacher is not None:
-                loss = loss + phase.teacher_weight * self.distillation(logits, largest, target, self.ignore_index)
+                loss = loss + phase.teacher_weight * self.distillation(logits, largest, labels, self.ignore_index)
             yield loss
 
     def prepare(self, inputs: Sequence[Tensor], config: Any) -> Sequence[Tensor]:
