@@ -10,7 +10,7 @@ report.json (of `supernet specialize`), with as many token passes as the superne
 starts that were killed. `table` gives, of every run, the loss on the held-out pages of 8 subnets (the largest, the
 smallest, 6 random ones: the same for all), and BLEU on the held-out pages with a 95 % bootstrap interval; --test adds
 BLEU on the test pages, which chose nothing.
-A token pass is one forward and backward over all training tokens, whether one subnet sees them or several share them.
+A token pass is one forward and backward of one subnet over all training tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RANDOM = 6  # subnets, beside the largest and the smallest
 
 
 def passes(phases: list[dict[str, Any]]) -> int:
-    return sum(phase["epochs"] * (1 if phase.get("split") else phase.get("subnets", 1)) for phase in phases)
+    return sum(phase["epochs"] * phase.get("subnets", 1) for phase in phases)
 
 
 def train(name: str, seed: int, scale: float, network: Path | None, data: str, out: Path) -> None:

@@ -52,8 +52,6 @@ class Phase:
         space: {choice: the values it may take}; a choice that is not named has all its values.
         config: the one network that is trained, alone, as {choice: value}; as HAT trains what its search found.
         subnets: how many subnets a step trains; their gradients add up.
-        split: whether each of them has its own share of the batch, rather than all of it: then a step passes over the
-            batch once in all.
         sampler: uniform, sandwich or stratified (by MACs).
         teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
             as it is; needs the sandwich) or None.
@@ -73,7 +71,6 @@ class Phase:
     space: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] | None = None
     subnets: int = 1
-    split: bool = False
     sampler: str = "uniform"
     teacher: str | None = None
     label_weight: float = 1.0
@@ -105,7 +102,6 @@ class Phase:
         alone = self.sampler == "uniform" and self.subnets == 1 and not self.space
         check(self.config is None or alone, "a config is one subnet a step: without space, sampler and subnets")
         check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}: frozen or inplace")
-        check(not (self.split and self.teacher), "subnets that split a batch have no teacher")
         check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
         check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
 
@@ -365,10 +361,7 @@ class SupernetTask(pl.LightningModule):
 
         *inputs, target = batch
         counted = int((target != self.ignore_index).sum()) if self.weighted else 1
-        configs = self.sample(phase, space, step)
-        if phase.split:
-            configs = configs[: len(target)]  # a last batch may have fewer items than there are subnets
-        losses = self.losses(inputs, target, phase, configs)
+        losses = self.losses(inputs, target, phase, self.sample(phase, space, step))
         total = 0.0
         ddp = isinstance(self.trainer.model, DistributedDataParallel)
         with self.trainer.model.no_sync() if ddp else nullcontext():  # `_step` reduces, once for all subnets
@@ -376,7 +369,7 @@ class SupernetTask(pl.LightningModule):
                 self.manual_backward(loss * counted if self.weighted else loss)
                 total += loss.detach()
         self.counted += counted
-        self.log("train/loss", total / len(configs), prog_bar=True)
+        self.log("train/loss", total / phase.subnets, prog_bar=True)
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
 
@@ -403,18 +396,16 @@ class SupernetTask(pl.LightningModule):
         soft: dict[torch.Size, Tensor] = {}
         largest: Tensor | None = None
         for position, config in enumerate(configs):
-            share = slice(position, None, len(configs)) if phase.split else slice(None)  # items may be sorted by length
-            labels = target[share]
-            prepared = self.prepare([x[share] for x in inputs], config)
+            prepared = self.prepare(inputs, config)
             logits = self.supernet.set_active(config)(*prepared)
             if phase.teacher == "inplace" and position == 0:
                 largest = logits.detach()
-                yield label_loss(logits, labels, self.label_smoothing, self.ignore_index)
+                yield label_loss(logits, target, self.label_smoothing, self.ignore_index)
                 continue
             loss = logits.new_zeros(())
             if phase.label_weight or phase.teacher is None:
                 weight = phase.label_weight if phase.teacher else 1.0
-                loss = loss + weight * label_loss(logits, labels, self.label_smoothing, self.ignore_index)
+                loss = loss + weight * label_loss(logits, target, self.label_smoothing, self.ignore_index)
             if phase.teacher == "frozen":
                 shape = prepared[0].shape
                 if shape not in soft:
@@ -422,7 +413,7 @@ class SupernetTask(pl.LightningModule):
                         soft[shape] = self.teacher(*prepared)
                 largest = soft[shape]
             if phase.teacher is not None:
-                loss = loss + phase.teacher_weight * self.distillation(logits, largest, labels, self.ignore_index)
+                loss = loss + phase.teacher_weight * self.distillation(logits, largest, target, self.ignore_index)
             yield loss
 
     def prepare(self, inputs: Sequence[Tensor], config: Any) -> Sequence[Tensor]:

@@ -142,25 +142,6 @@ def test_subnets_of_a_step_share_the_resolution(tmp_path):
     assert all(len(resolutions) == 1 for resolutions in drawn) and len(set.union(*drawn)) == 2
 
 
-def test_subnets_that_split_a_batch_have_a_share_each():
-    phase = Phase("split", lr=0.1, steps=1, subnets=3, split=True)
-    task = make_task([phase]).eval()
-    configs = SPACE.decode(SPACE.sample(3, np.random.default_rng(0)))
-    x, y = torch.randn(7, 1, 24, 24), torch.arange(7)
-    with torch.no_grad():
-        losses = list(task.losses([x], y, phase, configs))
-        for i, config in enumerate(configs):
-            logits = task.supernet.set_active(config)(*task.prepare([x[i::3]], config))
-            assert torch.equal(losses[i], label_loss(logits, y[i::3], task.label_smoothing))
-
-
-def test_a_batch_of_few_items_trains_as_many_subnets(tmp_path):
-    phase = Phase("split", lr=0.1, epochs=1, subnets=17, split=True)
-    recorder, (task, _) = Recorder(), frozen_statistics([phase])
-    make_trainer(tmp_path, limit_val_batches=0, callbacks=[recorder]).fit(task, make_data())
-    assert [len(s["configs"]) for s in recorder.steps] == [16, 16]
-
-
 def test_learning_rate_warms_up_linearly_then_falls_as_a_cosine():
     phase = Phase("x", lr=1.0, epochs=10, warmup_epochs=2, warmup_lr=0.2, final_lr=0.1)
     rates = [learning_rate(phase, 5, step) for step in range(51)]
@@ -210,7 +191,6 @@ def test_scaled_phases_are_at_least_one_long():
         ({"epochs": 1, "teacher": "inplace"}, "needs sampler: sandwich"),
         ({"epochs": 1, "sampler": "sandwich"}, "at least 2 subnets"),
         ({"epochs": 1, "decay": "step"}, "unknown decay 'step'"),
-        ({"epochs": 1, "subnets": 2, "split": True, "teacher": "frozen"}, "split a batch have no teacher"),
         ({"epochs": 1, "decay": "inverse_sqrt"}, "needs a warm-up"),
         ({"epochs": 1, "config": {}, "subnets": 2}, "one subnet a step"),
     ],
