@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 Terms = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # X (n, genes) -> {term: (n,)}, such as supernet.cost_terms
+FEW = 20  # rows up to which each is a fold of its own
 
 
 class LatencyPredictor(RegressorMixin, BaseEstimator):
@@ -22,6 +24,13 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     `terms` is a frozen, picklable function of X; without it, X itself is the terms. The model minimises Huber's loss of
     the *relative* error, which the slow spells of a busy machine do not drag along, plus a ridge penalty, since terms
     are collinear: its strength is the one of `alphas` with the least cross-validated mean absolute relative error.
+    Rows are to be in the order in which they were measured: a fold is then a stretch of time, and what drifted is held
+    out together. Of at most 20 rows each is a fold.
+
+    `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. Where that lowers the
+    cross-validated error (`transfers_` says so), what they predict is a term too, without penalty: some ten
+    measurements then do for a new device.
+
     Latencies that are not positive raise ValueError.
     """
 
@@ -29,39 +38,60 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         self,
         *,
         terms: Terms | None = None,
+        sources: Sequence[Any] = (),
         alphas: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100),
         folds: int = 5,
-        random_state: int = 0,
     ) -> None:
         self.terms = terms
+        self.sources = sources
         self.alphas = alphas
         self.folds = folds
-        self.random_state = random_state
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> LatencyPredictor:
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         y = np.asarray(y, dtype=np.float64)
         if y.min() <= 0:
             raise ValueError(f"a latency is positive, not {y.min():g}")
-        terms = self._terms(X)
-        folds = KFold(min(self.folds, len(y)), shuffle=True, random_state=self.random_state)
-        errors = np.zeros(len(self.alphas))
-        for train, test in folds.split(terms):
-            for i, alpha in enumerate(self.alphas):
-                intercept, coef = fit_relative_huber(terms[train], y[train], alpha)
-                errors[i] += np.abs((intercept + terms[test] @ coef) / y[test] - 1).sum()
-        self.alpha_ = self.alphas[int(errors.argmin())]
-        self.cv_error_ = float(errors.min() / len(y))
-        self.intercept_, self.coef_ = fit_relative_huber(terms, y, self.alpha_)
+        folds = KFold(len(y) if len(y) <= FEW else self.folds)
+        self.cv_error_ = math.inf
+        for transfers in (False, True)[: 1 + bool(self.sources)]:
+            terms, free = self._terms(X, transfers)
+            for alpha in self.alphas:
+                errors = np.empty(len(y))
+                for train, test in folds.split(terms):
+                    intercept, coef = fit_relative_huber(terms[train], y[train], alpha, free)
+                    errors[test] = np.abs((intercept + terms[test] @ coef) / y[test] - 1)
+                if errors.mean() < self.cv_error_:
+                    self.transfers_, self.alpha_ = transfers, alpha
+                    self.cv_errors_, self.cv_error_ = errors, float(errors.mean())
+        terms, free = self._terms(X, self.transfers_)
+        self.intercept_, self.coef_ = fit_relative_huber(terms, y, self.alpha_, free)
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        return self.intercept_ + self._terms(X) @ self.coef_
+        return self.intercept_ + self._terms(X, self.transfers_)[0] @ self.coef_
 
-    def _terms(self, X: np.ndarray) -> np.ndarray:
-        return X if self.terms is None else np.stack(list(self.terms(X).values()), axis=1).astype(np.float64)
+    def interval(self, X: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds (n,), (n,) between which a network's latency lies with probability `level`.
+
+        They are as far from the prediction as the cross-validated relative errors reach (the jackknife of Barber et
+        al., arXiv 1905.02928, with folds); few rows tell no bound for a high level, and then it is infinite.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level = {level} is not between 0 and 1")
+        predicted = self.predict(X)
+        errors = np.r_[np.sort(self.cv_errors_), np.inf]
+        reach = errors[min(math.ceil(level * len(errors)), len(errors)) - 1]
+        return predicted / (1 + reach), predicted / (1 - reach) if reach < 1 else np.full(len(predicted), np.inf)
+
+    def _terms(self, X: np.ndarray, transfers: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The terms (n, terms) of the model, and which of them are free of the penalty (terms,)."""
+        terms = X if self.terms is None else np.stack(list(self.terms(X).values()), axis=1).astype(np.float64)
+        others = [source.predict(X)[:, None] for source in self.sources if transfers]
+        free = np.arange(terms.shape[1] + len(others)) >= terms.shape[1]
+        return np.hstack([terms, *others]), free
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -69,16 +99,21 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         return tags
 
 
-def fit_relative_huber(terms: np.ndarray, y: np.ndarray, alpha: float) -> tuple[float, np.ndarray]:
+def fit_relative_huber(
+    terms: np.ndarray, y: np.ndarray, alpha: float, free: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
     """The intercept and coefficients (terms,) that minimise Huber's loss of (prediction - y) / y plus a ridge penalty.
 
     Iteratively reweighted least squares; residuals beyond 1.345 robust standard deviations (95 % efficient on Gaussian
-    noise) count linearly. The penalty is on the standardised terms, relative to the mean of y.
+    noise) count linearly. The penalty is on the standardised terms, relative to the mean of y, except the `free` ones.
     """
     mean, scale = terms.mean(axis=0), terms.std(axis=0)
     scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # a constant term tells nothing that the intercept does not
     rows = np.column_stack([np.ones(len(y)), (terms - mean) / scale]) / y[:, None]
-    penalty = np.diag(np.r_[0.0, np.full(terms.shape[1], alpha / y.mean() ** 2)])
+    penalties = np.full(terms.shape[1], alpha / y.mean() ** 2)
+    if free is not None:
+        penalties[free] = 0.0
+    penalty = np.diag(np.r_[0.0, penalties])
     weights = np.ones(len(y))
     for _ in range(50):
         weighted = rows.T * weights

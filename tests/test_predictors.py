@@ -3,6 +3,8 @@ import pickle
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ofa.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
@@ -56,6 +58,59 @@ def test_latency_is_predicted_alike_in_any_unit():
     ms = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, latency(X)).predict(X)
     us = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, 1000 * latency(X)).predict(X)
     assert np.allclose(us, 1000 * ms, rtol=1e-6)
+
+
+def noisy(X, seed=0, sd=0.02):
+    return latency(X) * np.random.default_rng(seed).lognormal(0, sd, len(X))
+
+
+def test_intervals_cover_as_often_as_they_say():
+    covered = []
+    for seed in range(10):
+        rows = np.random.default_rng(seed).permutation(len(X))
+        model = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[rows[:60]], noisy(X, seed)[rows[:60]])
+        low, high = model.interval(X[rows[60:]])
+        y = noisy(X, seed)[rows[60:]]
+        covered.append(((low <= y) & (y <= high)).mean())
+    assert 0.85 <= np.mean(covered) <= 0.95
+
+
+def test_an_interval_is_wider_at_a_higher_level_and_infinite_where_rows_are_few():
+    model = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[:12], noisy(X)[:12])
+    (low, high), (lower, higher) = model.interval(X, 0.5), model.interval(X, 0.9)
+    assert (lower < low).all() and (high < higher).all()
+    assert np.isinf(model.interval(X, 0.99)[1]).all()
+    with pytest.raises(ValueError, match="level"):
+        model.interval(X, 90)
+
+
+def other_device(X):
+    return 0.1 + 0.6 * latency(X) ** 0.9
+
+
+def test_ten_rows_do_for_a_new_device_that_resembles_another():
+    known = FrozenEstimator(LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[:60], latency(X[:60])))
+    new, y = X[60:70], other_device(X)
+    models = [LatencyPredictor(terms=SUPERNET.cost_terms, sources=sources) for sources in ([], [known])]
+    alone, transferred = (quality(y[70:], m.fit(new, y[60:70]).predict(X[70:]))["mape"] for m in models)
+    assert models[1].transfers_ and transferred < 1 and transferred < alone / 2
+
+
+def test_a_source_that_tells_nothing_does_no_harm():
+    y = noisy(X)[np.random.default_rng(0).permutation(len(X))]
+    useless = FrozenEstimator(LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, y))
+    models = [LatencyPredictor(terms=SUPERNET.cost_terms, sources=sources) for sources in ([], [useless])]
+    for rows in (10, 60):
+        fitted = [model.fit(X[:rows], noisy(X)[:rows]) for model in models]
+        alone, with_source = (quality(latency(X[60:]), model.predict(X[60:]))["mape"] for model in fitted)
+        assert with_source < 1.1 * alone
+
+
+def test_a_source_survives_cloning_if_it_is_frozen():
+    source = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[:60], latency(X[:60]))
+    clone(LatencyPredictor(sources=[FrozenEstimator(source)])).fit(X[:10], other_device(X[:10]))
+    with pytest.raises(NotFittedError):
+        clone(LatencyPredictor(sources=[source])).fit(X[:10], other_device(X[:10]))
 
 
 def test_quality_of_perfect_predictions():
