@@ -12,9 +12,10 @@ from typing import Any
 
 Key = tuple[str, ...]
 
-APPLICATION, VERSION = 0x53555052, 1  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 2  # "SUPR", kept in the file's header with the version of its tables
 TABLES = {
     "latency": ("network_id", "device_id"),
+    "failure": ("network_id", "device_id"),
     "accuracy": ("network_id", "weights_id", "data_id"),
 }
 
@@ -37,9 +38,10 @@ def network_id(family: str, arguments: Mapping[str, Any], config: Any) -> str:
 class Store:
     """Measurements by key, only ever added to; a context manager.
 
-    `latency` is keyed by (network_id, device_id), `accuracy` by (network_id, weights_id, data_id). A record is a dict
-    of JSON values; one key may have several, as they were taken. Each `add` is a commit of its own, so that a killed
-    process loses nothing that `add` returned from; several processes may write at once, each with its own Store.
+    `latency` and `failure` are keyed by (network_id, device_id), `accuracy` by (network_id, weights_id, data_id). A
+    record is a dict of JSON values; one key may have several, as they were taken. Each `add` is a commit of its own, so
+    that a killed process loses nothing that `add` returned from; several processes may write at once, each with its own
+    Store.
     A file that is not a store, is damaged or has other tables raises ValueError.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from predictors.accuracy import AccuracyPredictor
-from predictors.devices import Device, Measurement, latencies, measure, undisturbed
+from predictors.devices import Device
+from predictors.engines import NetworkError
 from predictors.latency import LatencyPredictor, quality
+from predictors.measuring import Failure, Measurement, latencies, measure, undisturbed
 from predictors.store import Store, digest, network_id
 from supernet.export import NETWORK_FILES, PLAN, write_folder, write_network, write_onnx
 from supernet.model import Supernet, calibrate
@@ -32,6 +35,7 @@ ONNX_FILES = ("subnet.onnx", "encoder.onnx", "decoder.onnx", PLAN)  # of any fam
 FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring
 TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
+LEAST = 5  # networks that a latency predictor is fitted on
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
 
@@ -57,6 +61,10 @@ def find_network(
     ends = space.encode([space.smallest(), space.largest()])
     X = latency_rows(space, latency_samples, rng)
     timed_ms = bench.latencies(X, "timing samples")
+    smallest_ms, largest_ms = timed_ms[:2]
+    X, timed_ms = X[np.isfinite(timed_ms)], timed_ms[np.isfinite(timed_ms)]
+    if len(X) < LEAST:
+        raise ValueError(f"only {len(X)} networks could be timed on {bench.device.name}: {bench.reasons()}")
     bench.fix_scale(X)
     latency = LatencyPredictor(terms=bench.supernet.cost_terms)
     folds = KFold(5, shuffle=True, random_state=seed)
@@ -64,8 +72,8 @@ def find_network(
         "budget_ms": budget,
         "device": dataclasses.asdict(bench.device) | bench.device.fingerprint(),
         "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
-        "smallest_ms": timed_ms[0],
-        "largest_ms": timed_ms[1],
+        "smallest_ms": smallest_ms,
+        "largest_ms": largest_ms,
     }
     latency.fit(X, timed_ms)
     cheapest = min(timed_ms.min(), latency.predict(X).min())
@@ -139,7 +147,8 @@ def find_network(
         # The first measurement, which a repeated call finds again, unless the second one said no.
         finals = [timed[tuple(row)] for row in C]
         measured = [slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for f in finals]
-        X, timed_ms = np.concatenate([X, C]), np.concatenate([timed_ms, measured])
+        ran = np.isfinite(measured)
+        X, timed_ms = np.concatenate([X, C[ran]]), np.concatenate([timed_ms, np.asarray(measured)[ran]])
         latency.fit(X, timed_ms)
     finals = list(timed.values())
     if winner is None:
@@ -150,7 +159,9 @@ def find_network(
     report["figure"] = figure
     hidden = ("config", "merit")
     report |= {k: v for k, v in winner.items() if k not in hidden}
-    report["finalists"] = [{k: v for k, v in final.items() if k not in hidden} for final in finals]
+    ran = [final for final in finals if math.isfinite(slowest(final))]
+    report["finalists"] = [{k: v for k, v in final.items() if k not in hidden} for final in ran]
+    report["failed_finalists"] = len(finals) - len(ran)
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
     report["samples"] = [
@@ -217,20 +228,34 @@ class Bench:
 
     def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X, from files of the faster exporter, drift divided out."""
-        configs = self.supernet.space.decode(X)
-        self._time([c for c in configs if not self._records(c, "search")], "search", what)
-        return self._undrifted([self._records(c, "search")[-1] for c in configs])
+        return self._latencies(X, "search", -1, what)
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out."""
+        return self._latencies(X, "final", 0, what)
+
+    def _latencies(self, X: np.ndarray, exporter: str, which: int, what: str) -> np.ndarray:
+        """One measurement of each row, the first or the last; infinite where the network fails on the device."""
         configs = self.supernet.space.decode(X)
-        self._time([c for c in configs if not self._records(c, "final")], "final", what)
-        return self._undrifted([self._records(c, "final")[0] for c in configs])
+        todo = [c for c in configs if not self._records(c, exporter) and not self._failures(c, exporter)]
+        self._time(todo, exporter, what)
+        records = [self._records(c, exporter) for c in configs]
+        ms = np.full(len(configs), np.inf)
+        ms[[bool(r) for r in records]] = self._undrifted([r[which] for r in records if r])
+        return ms
+
+    def reasons(self) -> str:
+        """Why networks failed on the device."""
+        failures = self.store.records("failure", device_id=self.device.id)
+        return "; ".join(sorted({reason for failure in failures for reason in failure["reasons"]}))
 
     def confirm(self, config: Any) -> dict[str, float]:
         """A second, independent measurement of the file that ships, in ms, without drift and as the clock gave it."""
+        known = len(self._records(config, "final"))
         self._time([config], "final", "confirming")
-        measurement = self._records(config, "final")[-1]
+        if len(records := self._records(config, "final")) == known:  # it ran before, and now it failed
+            return {"confirmed_ms": math.inf, "confirmed_with_drift_ms": math.inf}
+        measurement = records[-1]
         return {
             "confirmed_ms": float(self._undrifted([measurement])[0]),
             "confirmed_with_drift_ms": getattr(measurement, self.device.statistic),
@@ -257,6 +282,10 @@ class Bench:
         key = self._key(config, exporter)
         return [Measurement.from_dict(record) for record in self.store.get("latency", [key]).get(key, [])]
 
+    def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
+        key = self._key(config, exporter)
+        return self.store.get("failure", [key]).get(key, [])
+
     def _time(self, configs: Sequence[Any], exporter: str, what: str) -> None:
         if not configs:
             return
@@ -264,8 +293,12 @@ class Bench:
         sources = ((key, self._source(config, exporter)) for key, config in keys.items())
         smallest = self.supernet.space.smallest()
         reference = (self._key(smallest, "search")[0], self._source(smallest, "search"))
-        for key, measurement in progress(measure(self.device, sources, reference), len(keys), what):
-            self.store.add("latency", (key, self.device.id), measurement.to_dict())
+        try:
+            for key, result in progress(measure(self.device, sources, reference, engine="process"), len(keys), what):
+                table = "failure" if isinstance(result, Failure) else "latency"
+                self.store.add(table, (key, self.device.id), result.to_dict())
+        except NetworkError as error:
+            raise ValueError(f"{self.device.name}: {error}") from error
 
     def _source(self, config: Any, exporter: str) -> Callable[[], Any]:
         def make() -> Any:
@@ -274,7 +307,7 @@ class Bench:
             else:  # time does not depend on the statistics, but they must be sane for the file to be checked
                 subnet = self.supernet.extract(config).eval()
                 calibrate(subnet, [subnet.example_inputs(8)])
-            if self.device.runtime == "torch":
+            if self.device.times_modules:
                 return subnet.inference(self.device.batch)
             return self.onnx(config, subnet, fast=exporter == "search")
 

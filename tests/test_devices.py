@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from predictors import devices
-from predictors.devices import DEVICES, Device, Measurement, get_device, latencies, measure
+from predictors.devices import DEVICES, Device, get_device
+from predictors.measuring import Measurement, latencies, measure
+from predictors.runtimes import RUNTIMES, Runtime, load_torch
 
 SMALL = {"warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}
 TORCH = dataclasses.replace(DEVICES["torch"], **SMALL)
@@ -42,14 +41,16 @@ def onnx_file(tmp_path_factory):
 
 
 def test_an_unknown_device_is_told_what_there_is():
-    with pytest.raises(ValueError, match="'toaster'; there are onnxruntime, torch"):
+    with pytest.raises(ValueError, match="'toaster'; there are onnxruntime, .*, torch"):
         get_device("toaster")
 
 
-def test_a_missing_runtime_is_told_what_to_install(monkeypatch):
-    monkeypatch.setitem(devices.RUNTIMES, "no-such-runtime", devices.load_torch)
-    monkeypatch.setitem(DEVICES, "odd", Device("odd", "no-such-runtime"))
-    with pytest.raises(ImportError, match="pip install no-such-runtime"):
+@pytest.mark.parametrize("extra, what", [(None, "no-such-package"), ("odd", r"'supernet\[odd\]'")])
+def test_a_missing_runtime_is_told_what_to_install(monkeypatch, extra, what):
+    odd = Runtime(load_torch, "no-such-package", extra)
+    monkeypatch.setitem(RUNTIMES, "odd", odd)
+    monkeypatch.setitem(DEVICES, "odd", Device("odd", "odd"))
+    with pytest.raises(ImportError, match=f"no-such-package is not installed: pip install {what}"):
         get_device("odd")
 
 
@@ -58,7 +59,7 @@ def test_a_missing_runtime_is_told_what_to_install(monkeypatch):
     [
         ("runtime", "tensorrt"),
         ("precision", "int8"),
-        ("protocol", "cold"),
+        ("protocol", "lukewarm"),
         ("statistic", "mean"),
         ("threads", 0),
         ("rounds", 2),
@@ -155,31 +156,6 @@ def test_networks_are_loaded_lazily_and_yielded_early():
     next(sweep)
     assert len(made) == TORCH.rounds
     sweep.close()
-
-
-def test_a_network_that_fails_is_named_and_those_before_it_are_not_lost():
-    networks = [(f"n{i}", source()) for i in range(6)] + [("broken", (network(), (torch.zeros(1, 3, 8, 8),)))]
-    done = []
-    with pytest.raises(RuntimeError) as caught:
-        for key, _ in measure(TORCH, networks, group=1):
-            done.append(key)
-    assert "broken" in caught.value.__notes__[0] and done == ["n0", "n1", "n2"]
-
-
-def test_inference_is_pinned_and_the_caller_is_not():
-    before, seen = os.sched_getaffinity(0), []
-
-    def spy(x):
-        pool_thread = ThreadPoolExecutor(1).submit(os.sched_getaffinity, 0).result()
-        seen.append((os.sched_getaffinity(0), pool_thread, threading.current_thread(), torch.get_num_threads()))
-        return x
-
-    device = dataclasses.replace(TORCH, affinity=(max(before),))
-    for _ in measure(device, {"spy": (spy, (torch.zeros(1, 2),))}):
-        assert os.sched_getaffinity(0) == before
-    for own, inherited, thread, threads in seen:
-        assert own == inherited == {max(before)}
-        assert thread is not threading.main_thread() and threads == 1
 
 
 def test_torchs_thread_count_is_put_back():

@@ -126,7 +126,7 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"accuracy_samples": 1}))
     with pytest.raises(ValueError, match="not a positive number"):
         specialize(str(folder), max_latency=-1.0, out=str(tmp_path / "x"), **FEW)
-    with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, torch"):
+    with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, .*, torch"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "toaster"}))
     subnet = load(folder).extract()
     save(subnet, tmp_path / "subnet")

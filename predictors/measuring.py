@@ -1,0 +1,222 @@
+"""Measuring: networks timed on a device in rounds, beside a reference network that tells how the machine drifts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from predictors.devices import STATISTICS, Device
+from predictors.engines import ENGINES, NetworkError
+from predictors.runtimes import Source
+
+ATTEMPTS = 2  # at a network that fails
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The times of one network on one device, in ms, as the clock gave them.
+
+    `times` is (rounds, runs). `reference_times` (rounds, runs at both ends of the round) are those of the network named
+    `reference`, which ran in the same rounds; both are empty where there was none.
+    """
+
+    times: tuple[tuple[float, ...], ...]
+    reference: str
+    reference_times: tuple[tuple[float, ...], ...]
+    taken: str  # when its first round began, UTC
+    device: Mapping[str, Any]  # the description and the fingerprint
+
+    @property
+    def p10(self) -> float:
+        return statistic_of(self.times, "p10")
+
+    @property
+    def median(self) -> float:
+        return statistic_of(self.times, "median")
+
+    @property
+    def p90(self) -> float:
+        return statistic_of(self.times, "p90")
+
+    @property
+    def noise(self) -> float:
+        """The relative difference in p10 between the first and the last half of the rounds, drift divided out."""
+        half = len(self.times) // 2
+        first, last = statistic_of(self.times[:half], "p10"), statistic_of(self.times[-half:], "p10")
+        if self.reference:
+            first /= statistic_of(self.reference_times[:half], "p10")
+            last /= statistic_of(self.reference_times[-half:], "p10")
+        return 2 * abs(first - last) / (first + last)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: the fields, and the statistics for whoever reads them elsewhere."""
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in (*STATISTICS, "noise")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        for name in ("times", "reference_times"):
+            fields[name] = tuple(map(tuple, fields[name]))
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A network that could not be timed, and why: the reason of every attempt."""
+
+    reasons: tuple[str, ...]
+    taken: str  # when it was given up, UTC
+    device: Mapping[str, Any]  # the description and the fingerprint
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
+    """The p10, median or p90 of all runs of all rounds."""
+    return float(np.percentile(times, STATISTICS[statistic]))
+
+
+def undisturbed(measurements: Iterable[Measurement], statistic: str) -> dict[str, float]:
+    """What each reference network takes, in ms, when nothing else disturbs the machine: the tenth percentile of its
+    latency over all measurements given."""
+    seen: dict[str, list[float]] = {}
+    for m in measurements:
+        if m.reference:
+            seen.setdefault(m.reference, []).append(statistic_of(m.reference_times, statistic))
+    return {reference: float(np.percentile(values, 10)) for reference, values in seen.items()}
+
+
+def latencies(
+    measurements: Iterable[Measurement], statistic: str, quiet: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """The latencies (n,) in ms of n measurements, with drift divided out: what a predictor is fitted on.
+
+    A machine that is busy or slowed down for a while slows the reference network alike. Each measurement is divided by
+    that same statistic of the reference in its rounds, and multiplied by the reference's undisturbed one: `quiet`, or
+    that of the measurements given. Those taken without a reference stay as they are. On a busy machine the p10 repeats
+    several times better than the median does.
+    """
+    measurements = list(measurements)
+    quiet = undisturbed(measurements, statistic) if quiet is None else quiet
+    y = np.array([statistic_of(m.times, statistic) for m in measurements])
+    for i, m in enumerate(measurements):
+        if m.reference:
+            y[i] *= quiet[m.reference] / statistic_of(m.reference_times, statistic)
+    return y
+
+
+def measure(
+    device: Device,
+    networks: Mapping[str, Source] | Iterable[tuple[str, Source]],
+    reference: tuple[str, Source] | None = None,
+    *,
+    group: int = 3,
+    seed: int = 0,
+    engine: str = "thread",
+) -> Iterator[tuple[str, Measurement | Failure]]:
+    """Time networks on a device; yields (key, Measurement) as soon as a network has had all its rounds.
+
+    Networks are read lazily, `group` before every round (a source may be a function that exports on demand), so that
+    the rounds of one lie between those of others and apart in time, and rounds x group of them are held at once. The
+    order within a round is random. The `reference` (its name, its source) runs at both ends of every round, so that
+    `latencies` can divide out drift.
+
+    Where networks run is the `engine`: "thread", a pinned thread of this process, or "process", one that a network may
+    crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too; no other network
+    loses a round. A source that is not what the device times raises ValueError, TypeError or OSError; a reference that
+    fails, NetworkError.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
+    rng = np.random.default_rng(seed)
+    arriving = iter(networks.items() if isinstance(networks, Mapping) else networks)
+    description = dataclasses.asdict(device) | device.fingerprint()
+    name = "" if reference is None else reference[0]
+    active: deque[_Timing] = deque()
+    with ENGINES[engine](device) as call:
+        bench = _Bench(call)
+        standard = None if reference is None else _Timing(*reference)
+        while True:
+            active.extend(_Timing(key, source) for key, source in islice(arriving, group))
+            if not active:
+                return
+            began = time.perf_counter()
+            before = () if standard is None else bench.time(standard)
+            timed = [(active[i], times) for i in rng.permutation(len(active)) if (times := bench.time(active[i]))]
+            after = () if standard is None else bench.time(standard)
+            if standard is not None and not (before and after):
+                if len(standard.failures) >= ATTEMPTS:
+                    raise NetworkError(f"the reference network {name} failed: {'; '.join(standard.failures)}")
+                timed = []  # a round without a reference; the next one starts with a fresh worker
+            elif standard is not None:
+                standard.failures.clear()
+            for timing, times in timed:
+                timing.times.append(times)
+                timing.reference_times.append(before + after)
+            for timing in list(active):
+                if len(timing.failures) >= ATTEMPTS:
+                    yield timing.key, Failure(tuple(timing.failures), now(), description)
+                elif len(timing.times) == device.rounds:
+                    times, reference_times = tuple(timing.times), tuple(timing.reference_times)
+                    yield timing.key, Measurement(times, name, reference_times, timing.taken, description)
+                else:
+                    continue
+                active.remove(timing)
+                bench.drop(timing)
+            if active:
+                time.sleep(max(0.0, device.spacing - (time.perf_counter() - began)))
+
+
+class _Timing:
+    """A network, its rounds so far and why attempts at it failed."""
+
+    def __init__(self, key: str, source: Source) -> None:
+        self.key, self.source = key, source
+        self.times: list[tuple[float, ...]] = []
+        self.reference_times: list[tuple[float, ...]] = []
+        self.failures: list[str] = []
+        self.taken = now()
+
+
+class _Bench:
+    """Has networks timed by a worker that may be lost; what it had loaded is then loaded again."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call, self._loaded = call, set()
+
+    def time(self, timing: _Timing) -> tuple[float, ...]:
+        """One round of a network: its times, or () where it failed, which it notes."""
+        try:
+            if timing not in self._loaded:
+                # A function may export, which need not be where it is timed.
+                if callable(timing.source) and not hasattr(timing.source, "forward"):
+                    timing.source = timing.source()
+                self._call("load", timing.key, timing.source)
+                self._loaded.add(timing)
+            return self._call("time", timing.key)
+        except NetworkError as error:
+            self._loaded.clear()
+            timing.failures.append(str(error))
+            timing.times.clear()
+            timing.reference_times.clear()
+            return ()
+        except Exception as error:
+            error.add_note(f"while timing {timing.key}")
+            raise
+
+    def drop(self, timing: _Timing) -> None:
+        if timing in self._loaded:
+            self._loaded.remove(timing)
+            self._call("drop", timing.key)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

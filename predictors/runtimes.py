@@ -1,0 +1,277 @@
+"""Runtimes: each a function that makes a network ready to run, and says in which precision it then computes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from predictors.devices import Device
+
+Run = Callable[[], Any]  # one inference on fixed inputs
+Source = Any  # what a device times: the path of a file, or (module, inputs) for torch; or a function that makes it
+PLAN = "run.json"  # in the folder of a network that runs in several files, as supernet.export writes it
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """A program that runs networks.
+
+    `load` (device, source) gives the run and the precision that the runtime itself says it computes in; `precisions`
+    are those that a device may ask for. `package` is the distribution that it comes in, `extra` ours that installs it.
+    """
+
+    load: Callable[[Device, Source], tuple[Run, str]]
+    package: str
+    extra: str | None = None
+    precisions: tuple[str, ...] = ("float32",)
+
+    def version(self) -> str:
+        """The installed version, without importing it; ImportError says what to install."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            what = f"'supernet[{self.extra}]'" if self.extra else self.package
+            raise ImportError(f"{self.package} is not installed: pip install {what}") from None
+
+
+# ---- torch
+
+
+def load_torch(device: Device, source: Source) -> tuple[Run, str]:
+    """PyTorch, layer by layer, of (module, inputs): a copy of the module, channels_last if an input is B, C, H, W."""
+    import torch
+
+    module, inputs, precision = torch_network(device, source)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    return run, precision
+
+
+def load_torch_compile(device: Device, source: Source) -> tuple[Run, str]:
+    """torch.compile with the weights frozen into the code, of (module, inputs); it takes most of a minute."""
+    import torch
+
+    module, inputs, precision = torch_network(device, source)
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"freezing": True})
+
+    def run() -> Any:
+        with torch.no_grad():  # inference mode would keep it from freezing
+            return compiled(*inputs)
+
+    return run, precision
+
+
+def torch_network(device: Device, source: Source) -> tuple[Any, tuple[Any, ...], str]:
+    """(a copy of the module, its inputs, their precision)."""
+    import torch
+
+    if not isinstance(source, tuple) or len(source) != 2 or not callable(source[0]):
+        raise TypeError(f"{device.name} times (module, inputs), not {source!r}")
+    module, inputs = source
+    inputs = tuple(inputs)
+    for x in inputs:
+        if len(x) != device.batch:
+            raise ValueError(f"{device.name}: batch {device.batch}, but an input has {len(x)}: {tuple(x.shape)}")
+    torch.set_flush_denormal(True)
+    if isinstance(module, torch.nn.Module):
+        if module.training:
+            raise ValueError(f"{device.name}: the module is in train mode; call its eval() first")
+        module = copy.deepcopy(module)
+        if any(x.ndim == 4 for x in inputs):
+            module = module.to(memory_format=torch.channels_last)
+            inputs = tuple(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+        dtypes = {p.dtype for p in module.parameters()}
+    else:
+        dtypes = {x.dtype for x in inputs if x.is_floating_point()}
+    precisions = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    if torch.get_float32_matmul_precision() == "medium":  # lets matrix products run in bfloat16
+        precisions.add("bfloat16")
+    return module, inputs, "+".join(sorted(precisions)) or "unknown"
+
+
+# ---- files
+
+
+class Session(Protocol):
+    """A loaded file: the shape (None where open) and type of each input, the names of the outputs, and the call."""
+
+    inputs: dict[str, tuple[tuple[int | None, ...], np.dtype]]
+    outputs: list[str]
+    precision: str
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]: ...
+
+
+class OnnxRuntimeSession:
+    """An .onnx file in onnxruntime."""
+
+    def __init__(self, device: Device, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = device.threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = {}
+        for x in self._session.get_inputs():
+            if x.type not in ONNX_TYPES:
+                raise ValueError(f"{device.name}: {path} has the input {x.name} of {x.type}, not {list(ONNX_TYPES)}")
+            shape = tuple(size if isinstance(size, int) else None for size in x.shape)
+            self.inputs[x.name] = shape, np.dtype(ONNX_TYPES[x.type])
+        self.outputs = [x.name for x in self._session.get_outputs()]
+        self.precision = onnx_precision(path)  # onnxruntime on a CPU computes as the file says
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        return self._session.run(None, feeds)
+
+
+class OpenVinoSession:
+    """An .onnx or .xml file in OpenVINO."""
+
+    def __init__(self, device: Device, path: Path) -> None:
+        import openvino
+
+        core = openvino.Core()
+        asked = {
+            # OpenVINO takes bfloat16 for float32 where the processor has it, unless it is told.
+            "INFERENCE_PRECISION_HINT": "bf16" if device.precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": device.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the thread that calls it is pinned
+            "CPU_DENORMALS_OPTIMIZATION": True,
+        }
+        compiled = core.compile_model(core.read_model(path), "CPU", asked)
+        for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"):
+            if compiled.get_property(name) != asked[name]:
+                raise RuntimeError(f"{device.name}: OpenVINO took {name} = {compiled.get_property(name)}")
+        self.inputs = {
+            x.any_name: (
+                tuple(None if size.is_dynamic else size.get_length() for size in x.partial_shape),
+                np.dtype(x.element_type.to_dtype()),
+            )
+            for x in compiled.inputs
+        }
+        self.outputs = [x.any_name for x in compiled.outputs]
+        self.precision = openvino_precision(compiled)
+        self._request = compiled.create_infer_request()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        return self._request.infer(feeds, share_inputs=True).to_tuple()
+
+
+def load_session(device: Device, source: Source, session: Callable[[Device, Path], Session]) -> tuple[Run, str]:
+    """A run of one file, or of a folder with a plan, on inputs that it makes up (batch first)."""
+    path = Path(source)
+    if (path / PLAN).is_file():
+        return load_plan(device, path, session)
+    if not path.is_file():
+        raise FileNotFoundError(f"{device.name} times a file, and {path} is not there")
+    opened = session(device, path)
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for name, (shape, dtype) in opened.inputs.items():
+        if not shape or shape[0] not in (device.batch, None):
+            raise ValueError(f"{device.name}: batch {device.batch}, but {path} has the input {name} {list(shape)}")
+        if None in shape[1:]:
+            raise ValueError(f"{device.name}: {path} leaves the size of input {name} open: {list(shape)}")
+        values = rng.standard_normal((device.batch, *shape[1:]))
+        feeds[name] = (values if np.issubdtype(dtype, np.floating) else np.ones_like(values)).astype(dtype)
+    return lambda: opened.run(feeds), opened.precision
+
+
+def load_plan(device: Device, folder: Path, session: Callable[[Device, Path], Session]) -> tuple[Run, str]:
+    """A network in two files, as a folder's run.json says: `first` runs once, `then` runs `steps` times.
+
+    The outputs of `first` are inputs of `then`, each item `copies` times; an output `new_X` of `then` is the next
+    step's input X. `inputs` of `first` and `start`, the other inputs of the first step, are shapes, filled with zeros
+    or, for integers, with `integers`.
+    """
+    plan = json.loads((folder / PLAN).read_text())
+    first, then = (session(device, folder / f"{plan[part]}.onnx") for part in ("first", "then"))
+    types = {name: dtype for opened in (first, then) for name, (_, dtype) in opened.inputs.items()}
+
+    def filled(shapes: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
+        integer = {name: np.issubdtype(types[name], np.integer) for name in shapes}
+        return {name: np.full(s, plan["integers"] if integer[name] else 0, types[name]) for name, s in shapes.items()}
+
+    inputs, start = filled(plan["inputs"]), filled(plan["start"])
+    for name, x in inputs.items():
+        if len(x) != device.batch:
+            raise ValueError(f"{device.name}: batch {device.batch}, but {folder} is for {name} of {x.shape}")
+    returned = [name.removeprefix("new_") for name in then.outputs]
+
+    def run() -> Any:
+        outputs = zip(first.outputs, first.run(inputs))
+        state = start | {name: np.repeat(x, plan["copies"], axis=0) for name, x in outputs}
+        for _ in range(plan["steps"]):
+            outputs = then.run(state)
+            state.update((name, x) for name, x in zip(returned, outputs) if name in then.inputs)
+        return outputs
+
+    precisions = {part for opened in (first, then) for part in opened.precision.split("+")}
+    return run, "+".join(sorted(precisions))
+
+
+def onnx_precision(path: Path) -> str:
+    """What the numbers of a file are: the types of its weights, inputs and outputs; int8 where a layer is quantized."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    if any("Quantize" in node.op_type or "Integer" in node.op_type or "QLinear" in node.op_type for node in graph.node):
+        return "int8"
+    types = {weight.data_type for weight in graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    names = {onnx.TensorProto.DataType.Name(type).lower() for type in types}
+    names = {"float32" if name == "float" else "float64" if name == "double" else name for name in names}
+    return "+".join(sorted(names & {"float32", "float64", "float16", "bfloat16"})) or "unknown"
+
+
+def openvino_precision(compiled: Any) -> str:
+    """What the layers with weights run in, as the compiled graph says; int8 if any does."""
+    found = set()
+    for layer in compiled.get_runtime_model().get_ops():
+        info = layer.get_rt_info()
+        if "layerType" in info and info["layerType"].astype(str) in ("Convolution", "FullyConnected", "MatMul"):
+            found.add(info["runtimePrecision"].astype(str))
+    names = {OPENVINO_TYPES.get(name, name) for name in found}
+    return "int8" if "int8" in names else "+".join(sorted(names)) or "unknown"
+
+
+ONNX_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+OPENVINO_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
+
+
+def load_onnxruntime(device: Device, source: Source) -> tuple[Run, str]:
+    return load_session(device, source, OnnxRuntimeSession)
+
+
+def load_openvino(device: Device, source: Source) -> tuple[Run, str]:
+    return load_session(device, source, OpenVinoSession)
+
+
+RUNTIMES = {
+    "torch": Runtime(load_torch, "torch"),
+    "torch-compile": Runtime(load_torch_compile, "torch"),
+    "onnxruntime": Runtime(load_onnxruntime, "onnxruntime", precisions=("float32", "int8")),
+    "openvino": Runtime(load_openvino, "openvino", "openvino", ("float32", "bfloat16", "int8")),
+}

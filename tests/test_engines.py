@@ -1,0 +1,193 @@
+import dataclasses
+import importlib
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from predictors.devices import DEVICES
+from predictors.engines import NetworkError, cache_evictor, ended, largest_cache, process_engine, thread_engine
+from predictors.measuring import Failure, Measurement, measure
+
+TORCH = dataclasses.replace(DEVICES["torch"], warmup=1, rounds=4, runs=5, spacing=0.0)
+INPUTS = (torch.zeros(1, 2),)
+MISBEHAVING = """
+import ctypes
+import os
+import time
+
+import numpy
+
+calls = 0
+
+
+def crash(x):
+    ctypes.string_at(0)
+
+
+def crash_in_the_third_round(x):
+    global calls
+    calls += 1
+    if calls > 14:
+        crash(x)
+
+
+def hang(x):
+    time.sleep(1000)
+
+
+def exhaust(x):
+    kept = []
+    while True:
+        kept.append(numpy.empty(2**28))
+
+
+def leave(x):
+    os._exit(7)
+
+
+def refuse(x):
+    raise RuntimeError("no kernel for this")
+
+
+def where(x):
+    with open(os.environ["WHERE"], "a") as file:
+        print(os.getpid(), *os.sched_getaffinity(0), file=file)
+    return x
+"""
+
+
+@pytest.fixture
+def misbehaving(tmp_path, monkeypatch):
+    """A module that the worker's process can import, too."""
+    (tmp_path / "misbehaving.py").write_text(MISBEHAVING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield importlib.import_module("misbehaving")
+    monkeypatch.delitem(__import__("sys").modules, "misbehaving")
+
+
+def good():
+    return nn.Linear(2, 2).eval(), INPUTS
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("crash", "its process was ended by SIGSEGV"),
+        ("crash_in_the_third_round", "its process was ended by SIGSEGV"),
+        ("exhaust", "MemoryError"),
+        ("leave", "its process ended with status 7"),
+        ("refuse", "RuntimeError: no kernel for this"),
+    ],
+)
+def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(misbehaving, name, reason):
+    networks = {"a": good(), "bad": (getattr(misbehaving, name), INPUTS), "b": good(), "c": good()}
+    results = dict(measure(TORCH, networks, ("reference", good()), engine="process"))
+    assert isinstance(results["bad"], Failure) and len(results["bad"].reasons) == 2
+    assert all(reason in told for told in results["bad"].reasons)
+    for key in "abc":
+        assert isinstance(results[key], Measurement)
+        assert np.shape(results[key].times) == (4, 5) and np.shape(results[key].reference_times) == (4, 10)
+
+
+def test_a_network_that_hangs_is_stopped_at_the_limit(misbehaving):
+    began = time.monotonic()
+    with process_engine(TORCH, limit=20) as call:
+        call("load", "good", good())
+        with process_engine(TORCH, limit=2) as other, pytest.raises(NetworkError, match="no answer in 2 s"):
+            other("load", "bad", (misbehaving.hang, INPUTS))
+        assert len(call("time", "good")) == 5
+    assert time.monotonic() - began < 60
+
+
+def test_a_failed_call_is_followed_by_a_fresh_process(misbehaving):
+    with process_engine(TORCH) as call:
+        call("load", "good", good())
+        with pytest.raises(NetworkError):
+            call("load", "bad", (misbehaving.leave, INPUTS))
+        with pytest.raises(NetworkError, match="KeyError"):  # which has nothing loaded
+            call("time", "good")
+        call("load", "good", good())
+        assert len(call("time", "good")) == 5
+
+
+def test_a_thread_tells_what_the_runtime_raised_and_goes_on(misbehaving):
+    networks = {"bad": (misbehaving.refuse, INPUTS), "a": good()}
+    results = dict(measure(TORCH, networks))
+    assert results["bad"].reasons == ("RuntimeError: no kernel for this",) * 2
+    assert np.shape(results["a"].times) == (4, 5)
+
+
+def test_a_reference_that_fails_ends_the_measuring(misbehaving):
+    with pytest.raises(NetworkError, match="reference network r failed: .*no kernel"):
+        list(measure(TORCH, {"a": good()}, ("r", (misbehaving.refuse, INPUTS))))
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_what_a_user_asked_for_wrongly_is_raised(engine):
+    with pytest.raises(ValueError, match="train mode") as caught:
+        list(measure(TORCH, {"a": (nn.Linear(2, 2).train(), INPUTS)}, engine=engine))
+    assert caught.value.__notes__ == ["while timing a"]
+    with pytest.raises(ValueError, match="engine: 'cloud' is not one of thread, process"):
+        list(measure(TORCH, {"a": good()}, engine="cloud"))
+
+
+def test_the_process_is_pinned_and_this_one_is_not(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    before = os.sched_getaffinity(0)
+    device = dataclasses.replace(TORCH, affinity=(max(before),))
+    list(measure(device, {"a": (misbehaving.where, INPUTS)}, engine="process"))
+    seen = {tuple(map(int, line.split())) for line in (tmp_path / "where").read_text().splitlines()}
+    assert os.sched_getaffinity(0) == before
+    ((process, *cpus),) = seen
+    assert process != os.getpid() and cpus == [max(before)]
+
+
+def test_a_process_ends_with_its_engine(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    with process_engine(TORCH) as call:
+        call("load", "a", (misbehaving.where, INPUTS))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "where").read_text().split()[0]), 0)
+
+
+def test_a_thread_is_pinned_and_the_caller_is_not():
+    before, seen = os.sched_getaffinity(0), []
+
+    def spy(x):
+        pool_thread = ThreadPoolExecutor(1).submit(os.sched_getaffinity, 0).result()
+        seen.append((os.sched_getaffinity(0), pool_thread, threading.current_thread(), torch.get_num_threads()))
+        return x
+
+    device = dataclasses.replace(TORCH, affinity=(max(before),))
+    with thread_engine(device) as call:
+        call("load", "spy", (spy, INPUTS))
+        call("time", "spy")
+        assert os.sched_getaffinity(0) == before
+    for own, inherited, thread, threads in seen:
+        assert own == inherited == {max(before)}
+        assert thread is not threading.main_thread() and threads == 1
+
+
+def test_cold_runs_have_the_caches_filled_with_other_data(monkeypatch):
+    evicted = []
+    monkeypatch.setattr("predictors.engines.cache_evictor", lambda: lambda: evicted.append(1))
+    ((_, m),) = measure(dataclasses.replace(TORCH, protocol="cold"), {"a": good()})
+    assert len(evicted) == m.device["rounds"] * m.device["runs"]
+
+
+def test_evicting_touches_twice_the_largest_cache():
+    buffer = cache_evictor()()
+    assert buffer.nbytes == 2 * largest_cache() and (buffer == 1).all()
+
+
+@pytest.mark.parametrize("status, words", [(3, "status 3"), (-signal.SIGKILL, "frees memory"), (-40, "signal 40")])
+def test_how_a_process_ended_is_told_in_words(status, words):
+    assert words in ended(status)
