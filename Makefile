@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint demo
+.PHONY: install test test-extras lint demo
 
 install: $(INSTALLED)
 
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pytest
+
+test-extras: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --editable '.[openvino]'
+	$(VENV)/bin/pytest -m openvino tests/test_runtimes.py
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m recipes.demo

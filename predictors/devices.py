@@ -5,8 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from predictors.runtimes import RUNTIMES, Run, Source
 from predictors.store import digest
@@ -42,6 +47,10 @@ class Device:
     def __post_init__(self) -> None:
         if self.affinity is not None:
             object.__setattr__(self, "affinity", tuple(self.affinity))
+        kinds = {"str": str, "int": int, "float": (int, float)}  # a description may come from a file
+        for field in dataclasses.fields(self):
+            if not isinstance(value := getattr(self, field.name), kinds.get(field.type, object)):
+                raise ValueError(f"{self.name}: {field.name} = {value!r} is no {field.type}")
         for field, known in (
             ("runtime", tuple(RUNTIMES)),
             ("precision", RUNTIMES[self.runtime].precisions if self.runtime in RUNTIMES else ()),
@@ -121,11 +130,54 @@ DEVICES = {
 
 
 def get_device(name: str) -> Device:
-    """A known device by name; ValueError lists what there is, ImportError says what to install."""
-    if name not in DEVICES:
-        raise ValueError(f"no device {name!r}; there are {', '.join(sorted(DEVICES))}")
-    RUNTIMES[DEVICES[name].runtime].version()
-    return DEVICES[name]
+    """A device by its name, or by the YAML or JSON file that describes it.
+
+    Names are those of DEVICES, and of the entry points `supernet.devices` of installed packages, each a Device or a
+    function that makes one; a package may add its runtime to `predictors.runtimes.RUNTIMES`. ValueError lists what
+    there is, ImportError says what to install.
+    """
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        device = read_device(Path(name))
+    elif name in (known := known_devices()):
+        device = known[name]()
+    else:
+        raise ValueError(f"no device {name!r}; there are {', '.join(sorted(known))}, or a .yaml file of one")
+    RUNTIMES[device.runtime].version()
+    return device
+
+
+def known_devices() -> dict[str, Callable[[], Device]]:
+    """By name, a function that gives the device."""
+    known: dict[str, Callable[[], Device]] = {
+        point.name: partial(plugged_device, point) for point in entry_points(group="supernet.devices")
+    }
+    return known | {name: partial(DEVICES.get, name) for name in DEVICES}
+
+
+def plugged_device(point: EntryPoint) -> Device:
+    """The device of another package's entry point."""
+    made = point.load()
+    device = made() if callable(made) else made
+    if not isinstance(device, Device):
+        raise ValueError(f"the entry point {point.name} = {point.value} gives a {type(device).__name__}, and no Device")
+    return device
+
+
+def read_device(path: Path) -> Device:
+    """The device that a YAML or JSON file describes by its fields; ValueError if it does not."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as a device: {error}") from error
+    fields = [field.name for field in dataclasses.fields(Device)]
+    if not isinstance(values, dict) or not {"name", "runtime"} <= values.keys():
+        raise ValueError(f"{path}: a device has at least a name and a runtime ({', '.join(RUNTIMES)})")
+    if unknown := values.keys() - set(fields):
+        raise ValueError(f"{path}: a device has no field {', '.join(map(str, unknown))}; it has {', '.join(fields)}")
+    try:
+        return Device(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def cpu_model() -> str:

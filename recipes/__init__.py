@@ -31,7 +31,8 @@ def specialize(
 
     Args:
         supernet: folder of a trained supernet.
-        device: what the latency is of: torch or onnxruntime, on this machine.
+        device: what the latency is of, on this machine: torch, torch-compile, onnxruntime, openvino or openvino-bf16,
+            another package's device, or a YAML file with the fields of a `predictors.Device`.
         max_latency: the budget in ms, on the device's statistic (the median) of the exported file.
         out: folder to write: the subnet, its ONNX file, report.json and front.png.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
@@ -75,6 +76,8 @@ def specialize(
     if network.extracted:
         raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
     timed_on = get_device(device)
+    if timed_on.precision == "int8":
+        raise NotImplementedError(f"device {device}: networks are not quantized yet; a file that is can be measured")
     path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
     with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
         section = read_section(supernet, data)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -80,6 +81,54 @@ def test_the_id_changes_with_what_changes_the_number():
 def test_a_cpu_that_this_process_may_not_use_is_an_error():
     with pytest.raises(ValueError, match="9999"):
         next(measure(dataclasses.replace(TORCH, affinity=(9999,)), {"a": source()}))
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("mine.yaml", "{name: mine, runtime: torch, threads: 2, affinity: [0, 1]}"),
+        ("mine.json", '{"name": "mine", "runtime": "torch", "threads": 2, "affinity": [0, 1]}'),
+    ],
+)
+def test_a_device_can_be_described_in_a_file(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert get_device(str(tmp_path / name)) == Device("mine", "torch", threads=2, affinity=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("{name: mine, runtime: torch, thread: 2}", "no field thread; it has name, runtime, .*threads"),
+        ("{runtime: torch}", "at least a name and a runtime"),
+        ("[1, 2]", "at least a name and a runtime"),
+        ("{name: mine, runtime: tensorrt}", "runtime = 'tensorrt' is not one of"),
+        ("{name: mine, runtime: torch, threads: two}", "threads = 'two' is no int"),
+        ("{name: mine, runtime: [torch]}", "runtime = .*is no str"),
+        ("{name: mine", "cannot be read as a device"),
+    ],
+)
+def test_a_file_that_describes_no_device_is_told_what_is_wrong(tmp_path, text, match):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"mine.yaml.*{match}"):
+        get_device(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("made", [TORCH, lambda: TORCH])
+def test_a_package_adds_a_device_by_an_entry_point(monkeypatch, made):
+    point = EntryPoint("board", "package:board", "supernet.devices")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: made)
+    monkeypatch.setattr("predictors.devices.entry_points", lambda group: [point])
+    assert get_device("board") is TORCH
+    with pytest.raises(ValueError, match="there are board, onnxruntime"):
+        get_device("toaster")
+
+
+def test_an_entry_point_that_gives_no_device_is_an_error(monkeypatch):
+    point = EntryPoint("board", "package:board", "supernet.devices")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: "a board")
+    monkeypatch.setattr("predictors.devices.entry_points", lambda group: [point])
+    with pytest.raises(ValueError, match="board = package:board gives a str"):
+        get_device("board")
 
 
 # ---- loading

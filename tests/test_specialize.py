@@ -128,6 +128,8 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
         specialize(str(folder), max_latency=-1.0, out=str(tmp_path / "x"), **FEW)
     with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, .*, torch"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "toaster"}))
+    with pytest.raises(NotImplementedError, match="not quantized yet"):
+        specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "onnxruntime-int8"}))
     subnet = load(folder).extract()
     save(subnet, tmp_path / "subnet")
     with pytest.raises(ValueError, match="is a subnet"):
