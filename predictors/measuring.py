@@ -21,50 +21,50 @@ ATTEMPTS = 2  # at a network that fails
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """The times of one network on one device, in ms, as the clock gave them.
+    """What one network took on one device, in ms, as the clock gave it: statistics over all runs of all rounds.
 
-    `times` is (rounds, runs). `reference_times` (rounds, runs at both ends of the round) are those of the network named
-    `reference`, which ran in the same rounds; both are empty where there was none.
+    Those of the network named `reference` are of its runs at both ends of the same rounds; where there was none, the
+    name is empty and they are 0.
     """
 
-    times: tuple[tuple[float, ...], ...]
+    p10: float
+    median: float
+    p90: float
+    noise: float  # relative difference in p10 between the first and the last half of the rounds, drift divided out
+    reference_p10: float
+    reference_median: float
+    reference_p90: float
+    rounds: int
+    runs: int  # in a round
     reference: str
-    reference_times: tuple[tuple[float, ...], ...]
     taken: str  # when its first round began, UTC
     device: Mapping[str, Any]  # the description and the fingerprint
 
-    @property
-    def p10(self) -> float:
-        return statistic_of(self.times, "p10")
-
-    @property
-    def median(self) -> float:
-        return statistic_of(self.times, "median")
-
-    @property
-    def p90(self) -> float:
-        return statistic_of(self.times, "p90")
-
-    @property
-    def noise(self) -> float:
-        """The relative difference in p10 between the first and the last half of the rounds, drift divided out."""
-        half = len(self.times) // 2
-        first, last = statistic_of(self.times[:half], "p10"), statistic_of(self.times[-half:], "p10")
-        if self.reference:
-            first /= statistic_of(self.reference_times[:half], "p10")
-            last /= statistic_of(self.reference_times[-half:], "p10")
-        return 2 * abs(first - last) / (first + last)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values: the fields, and the statistics for whoever reads them elsewhere."""
-        return dataclasses.asdict(self) | {name: getattr(self, name) for name in (*STATISTICS, "noise")}
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        for name in ("times", "reference_times"):
-            fields[name] = tuple(map(tuple, fields[name]))
-        return cls(**fields)
+    def of(
+        cls,
+        times: Sequence[Sequence[float]],
+        reference: str,
+        reference_times: Sequence[Sequence[float]],
+        taken: str,
+        device: Mapping[str, Any],
+    ) -> Measurement:
+        """From the times (rounds, runs) of the network, and those (rounds, runs) of the reference, if there is one."""
+        half = len(times) // 2
+        first, last = statistic_of(times[:half], "p10"), statistic_of(times[-half:], "p10")
+        if reference:
+            first /= statistic_of(reference_times[:half], "p10")
+            last /= statistic_of(reference_times[-half:], "p10")
+        return cls(
+            **{name: statistic_of(times, name) for name in STATISTICS},
+            noise=2 * abs(first - last) / (first + last),
+            **{f"reference_{name}": statistic_of(reference_times, name) if reference else 0.0 for name in STATISTICS},
+            rounds=len(times),
+            runs=len(times[0]),
+            reference=reference,
+            taken=taken,
+            device=device,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +74,6 @@ class Failure:
     reasons: tuple[str, ...]
     taken: str  # when it was given up, UTC
     device: Mapping[str, Any]  # the description and the fingerprint
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
@@ -90,7 +87,7 @@ def undisturbed(measurements: Iterable[Measurement], statistic: str) -> dict[str
     seen: dict[str, list[float]] = {}
     for m in measurements:
         if m.reference:
-            seen.setdefault(m.reference, []).append(statistic_of(m.reference_times, statistic))
+            seen.setdefault(m.reference, []).append(getattr(m, f"reference_{statistic}"))
     return {reference: float(np.percentile(values, 10)) for reference, values in seen.items()}
 
 
@@ -106,10 +103,10 @@ def latencies(
     """
     measurements = list(measurements)
     quiet = undisturbed(measurements, statistic) if quiet is None else quiet
-    y = np.array([statistic_of(m.times, statistic) for m in measurements])
+    y = np.array([getattr(m, statistic) for m in measurements])
     for i, m in enumerate(measurements):
         if m.reference:
-            y[i] *= quiet[m.reference] / statistic_of(m.reference_times, statistic)
+            y[i] *= quiet[m.reference] / getattr(m, f"reference_{statistic}")
     return y
 
 
@@ -165,8 +162,8 @@ def measure(
                 if len(timing.failures) >= ATTEMPTS:
                     yield timing.key, Failure(tuple(timing.failures), now(), description)
                 elif len(timing.times) == device.rounds:
-                    times, reference_times = tuple(timing.times), tuple(timing.reference_times)
-                    yield timing.key, Measurement(times, name, reference_times, timing.taken, description)
+                    taken = Measurement.of(timing.times, name, timing.reference_times, timing.taken, description)
+                    yield timing.key, taken
                 else:
                     continue
                 active.remove(timing)

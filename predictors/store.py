@@ -5,19 +5,41 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 Key = tuple[str, ...]
 
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The columns of a key, whose values are names, and those of a record, with what each holds.
+
+    NAME and SHARED JSON are kept once, however many rows have them.
+    """
+
+    key: tuple[str, ...]
+    record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
+
+
 APPLICATION, VERSION = 0x53555052, 2  # "SUPR", kept in the file's header with the version of its tables
+STATISTICS = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
 TABLES = {
-    "latency": ("network_id", "device_id"),
-    "failure": ("network_id", "device_id"),
-    "accuracy": ("network_id", "weights_id", "data_id"),
+    "latency": Table(
+        ("network_id", "device_id"),
+        dict.fromkeys(STATISTICS, "REAL")
+        | {"rounds": "INTEGER", "runs": "INTEGER", "reference": "NAME", "taken": "TEXT", "device": "SHARED JSON"},
+    ),
+    "failure": Table(("network_id", "device_id"), {"reasons": "JSON", "taken": "TEXT", "device": "SHARED JSON"}),
+    "accuracy": Table(("network_id", "weights_id", "data_id"), {"accuracy": "REAL", "loss": "REAL"}),
 }
+SHA256 = re.compile("[0-9a-f]{64}")
+CHUNK = 500  # values in one statement
 
 
 def digest(value: Any) -> str:
@@ -38,15 +60,15 @@ def network_id(family: str, arguments: Mapping[str, Any], config: Any) -> str:
 class Store:
     """Measurements by key, only ever added to; a context manager.
 
-    `latency` and `failure` are keyed by (network_id, device_id), `accuracy` by (network_id, weights_id, data_id). A
-    record is a dict of JSON values; one key may have several, as they were taken. Each `add` is a commit of its own, so
+    `TABLES` has the columns: `latency` and `failure` are keyed by (network_id, device_id), `accuracy` by (network_id,
+    weights_id, data_id). One key may have several records, as they were taken. Each `add` is a commit of its own, so
     that a killed process loses nothing that `add` returned from; several processes may write at once, each with its own
-    Store.
-    A file that is not a store, is damaged or has other tables raises ValueError.
+    Store. A file that is not a store, is damaged or has other tables raises ValueError.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._ids: dict[bytes | str, int] = {}  # of names, which never change
         try:
             self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
         except sqlite3.Error as error:
@@ -62,13 +84,17 @@ class Store:
         if damage != "ok":
             raise ValueError(f"{self.path} is damaged: {damage}")
         if self._pragma("schema_version") == 0:
+            # Large pages: opening reads all of them, and a disk is slow at many small ones in no order.
+            self._execute("PRAGMA page_size = 32768")
             self._pragma("journal_mode = WAL")
             self._execute("BEGIN IMMEDIATE")  # another process may be making it, too
             if self._pragma("schema_version") == 0:
-                for table, key in TABLES.items():
-                    columns = ", ".join(f"{name} TEXT NOT NULL" for name in key)
-                    self._execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, {columns}, record TEXT NOT NULL)")
-                    self._execute(f"CREATE INDEX {table}_key ON {table} ({', '.join(key)})")
+                self._execute("CREATE TABLE name (id INTEGER PRIMARY KEY, value UNIQUE NOT NULL)")
+                for name, table in TABLES.items():
+                    types = dict.fromkeys(table.key, "NAME") | table.record
+                    columns = ", ".join(f"{column} {SQL_TYPES[kind]}" for column, kind in types.items())
+                    self._execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {columns})")
+                    self._execute(f"CREATE INDEX {name}_key ON {name} ({', '.join(table.key)})")
                 self._execute(f"PRAGMA application_id = {APPLICATION}")
                 self._execute(f"PRAGMA user_version = {VERSION}")
             self._execute("COMMIT")
@@ -80,36 +106,60 @@ class Store:
         self._execute("PRAGMA synchronous = FULL")
 
     def add(self, table: str, key: Key, record: Mapping[str, Any]) -> None:
-        """Append a record; it is on the disk when this returns."""
-        names = TABLES[table]
-        if len(key) != len(names):
-            raise ValueError(f"a key of {table} is {names}, not {key!r}")
-        text = json.dumps(record, allow_nan=False)
-        marks = ", ".join("?" * (len(names) + 1))
-        self._execute(f"INSERT INTO {table} ({', '.join(names)}, record) VALUES ({marks})", (*key, text))
+        """Append a record; it is on the disk when this returns. ValueError for other columns, or for a NaN."""
+        self.extend(table, [(key, record)])
+
+    def extend(self, table: str, items: Iterable[tuple[Key, Mapping[str, Any]]]) -> None:
+        """Append many records, all or none, in one commit."""
+        columns = TABLES[table]
+        kinds = [*["NAME"] * len(columns.key), *columns.record.values()]
+        names = [i for i, kind in enumerate(kinds) if kind in NAMES]
+        insert = f"INSERT INTO {table} ({', '.join([*columns.key, *columns.record])}) VALUES ({marks(len(kinds))})"
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            for key, record in items:
+                if len(key) != len(columns.key):
+                    raise ValueError(f"a key of {table} is {columns.key}, not {key!r}")
+                if record.keys() != columns.record.keys():
+                    raise ValueError(f"a record of {table} has {', '.join(columns.record)}, not {', '.join(record)}")
+                values = [*key, *(_encoded(column, record[column], kind) for column, kind in columns.record.items())]
+                for i in names:
+                    values[i] = self._intern(_packed(values[i]))
+                self._execute(insert, tuple(values))
+            self._execute("COMMIT")
+        except BaseException:
+            self._database.rollback()
+            self._ids.clear()
+            raise
 
     def get(self, table: str, keys: Iterable[Key]) -> dict[Key, list[dict[str, Any]]]:
         """The records of each key that has any, oldest first."""
-        names = TABLES[table]
-        parts = ", ".join(f"json_extract(wanted.value, '$[{i}]')" for i in range(len(names)))
+        keys, columns = list(dict.fromkeys(keys)), TABLES[table]
+        self._look_up(_packed(name) for key in keys for name in key)
+        ids = {tuple(self._ids.get(_packed(name)) for name in key): key for key in keys}
+        wanted = [key for key in ids if None not in key]
+        parts = ", ".join(f"json_extract(wanted.value, '$[{i}]')" for i in range(len(columns.key)))
         # CROSS JOIN keeps SQLite's planner from walking the table to look each row up among the keys.
         rows = self._execute(
-            f"SELECT {', '.join(names)}, record FROM json_each(?) AS wanted CROSS JOIN {table} "
-            f"ON ({', '.join(names)}) = ({parts}) ORDER BY {table}.id",
-            (json.dumps(list(dict.fromkeys(keys))),),
+            f"SELECT {', '.join([*columns.key, *columns.record])} FROM json_each(?) AS wanted CROSS JOIN {table} "
+            f"ON ({', '.join(columns.key)}) = ({parts}) ORDER BY {table}.id",
+            (json.dumps(wanted),),
         )
         records: dict[Key, list[dict[str, Any]]] = {}
-        for *key, record in rows:
-            records.setdefault(tuple(key), []).append(json.loads(record))
+        for row, record in zip(rows, self._decoded(table, [row[len(columns.key) :] for row in rows])):
+            records.setdefault(ids[row[: len(columns.key)]], []).append(record)
         return records
 
     def records(self, table: str, **columns: str) -> list[dict[str, Any]]:
         """All records whose key has these values, oldest first."""
-        if unknown := columns.keys() - set(TABLES[table]):
-            raise ValueError(f"{table} has no column {sorted(unknown)}; its key is {TABLES[table]}")
+        names = TABLES[table].key
+        if unknown := columns.keys() - set(names):
+            raise ValueError(f"{table} has no column {sorted(unknown)}; its key is {names}")
+        self._look_up(map(_packed, columns.values()))
+        ids = tuple(self._ids.get(_packed(value)) for value in columns.values())
         where = " AND ".join(f"{name} = ?" for name in columns) or "TRUE"
-        rows = self._execute(f"SELECT record FROM {table} WHERE {where} ORDER BY id", tuple(columns.values()))
-        return [json.loads(record) for (record,) in rows]
+        rows = self._execute(f"SELECT {', '.join(TABLES[table].record)} FROM {table} WHERE {where} ORDER BY id", ids)
+        return self._decoded(table, rows)
 
     def missing(self, table: str, keys: Iterable[Key]) -> list[Key]:
         """The keys without a record, each once, in their order."""
@@ -126,6 +176,36 @@ class Store:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _look_up(self, names: Iterable[bytes | str]) -> None:
+        """Learn the ids of those names that the store has."""
+        unknown = [name for name in dict.fromkeys(names) if name not in self._ids]
+        for start in range(0, len(unknown), CHUNK):
+            some = tuple(unknown[start : start + CHUNK])
+            self._ids |= self._execute(f"SELECT value, id FROM name WHERE value IN ({marks(len(some))})", some)
+
+    def _intern(self, name: bytes | str) -> int:
+        """The id of a name, which gets one if it has none; inside a transaction."""
+        self._look_up([name])
+        if name not in self._ids:
+            ((self._ids[name],),) = self._execute("INSERT INTO name (value) VALUES (?) RETURNING id", (name,))
+        return self._ids[name]
+
+    def _decoded(self, table: str, rows: Sequence[tuple]) -> list[dict[str, Any]]:
+        """The records in rows of a table."""
+        kinds = TABLES[table].record
+        ids = sorted({value for row in rows for value, kind in zip(row, kinds.values()) if kind in NAMES})
+        names: dict[int, bytes | str] = {}
+        for start in range(0, len(ids), CHUNK):
+            some = tuple(ids[start : start + CHUNK])
+            names |= self._execute(f"SELECT id, value FROM name WHERE id IN ({marks(len(some))})", some)
+        decode = {
+            "JSON": json.loads,
+            "NAME": lambda i: names[i].hex() if isinstance(names[i], bytes) else names[i],
+            "SHARED JSON": cache(lambda i: json.loads(names[i])),
+        }
+        functions = [decode.get(kind, lambda value: value) for kind in kinds.values()]
+        return [dict(zip(kinds, (f(value) for f, value in zip(functions, row)))) for row in rows]
+
     def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
         try:
             return self._database.execute(statement, values).fetchall()
@@ -140,6 +220,36 @@ class Store:
         if isinstance(error, sqlite3.OperationalError):
             return OSError(f"{self.path}: {error}")
         return ValueError(f"{self.path} is damaged or not a store of measurements: {error}")
+
+
+NAMES = ("NAME", "SHARED JSON")
+SQL_TYPES = {
+    "REAL": "REAL NOT NULL",
+    "INTEGER": "INTEGER NOT NULL",
+    "TEXT": "TEXT NOT NULL",
+    "JSON": "TEXT NOT NULL",
+    "NAME": "INTEGER NOT NULL",
+    "SHARED JSON": "INTEGER NOT NULL",
+}
+
+
+def marks(n: int) -> str:
+    """n placeholders of a statement."""
+    return ", ".join("?" * n)
+
+
+def _encoded(column: str, value: Any, kind: str) -> Any:
+    """A value as its column holds it."""
+    if kind in ("JSON", "SHARED JSON"):
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    if kind == "REAL" and not math.isfinite(value):
+        raise ValueError(f"{column} = {value} is no finite number")
+    return {"REAL": float, "INTEGER": int, "TEXT": str, "NAME": str}[kind](value)
+
+
+def _packed(name: str) -> bytes | str:
+    """A sha256 in half the space; other names as they are."""
+    return bytes.fromhex(name) if SHA256.fullmatch(name) else name
 
 
 def _canonical(value: Any) -> Any:

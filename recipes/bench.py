@@ -280,7 +280,7 @@ class Bench:
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
         key = self._key(config, exporter)
-        return [Measurement.from_dict(record) for record in self.store.get("latency", [key]).get(key, [])]
+        return [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._key(config, exporter)
@@ -296,7 +296,7 @@ class Bench:
         try:
             for key, result in progress(measure(self.device, sources, reference, engine="process"), len(keys), what):
                 table = "failure" if isinstance(result, Failure) else "latency"
-                self.store.add(table, (key, self.device.id), result.to_dict())
+                self.store.add(table, (key, self.device.id), dataclasses.asdict(result))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
 

@@ -56,7 +56,7 @@ def test_a_float32_file_is_not_timed_as_int8(onnx_file):
 def test_openvino_is_measured(onnx_file, engine):
     device = dataclasses.replace(DEVICES["openvino"], **FEW)
     results = dict(measure(device, {"a": onnx_file, "b": onnx_file}, ("reference", onnx_file), engine=engine))
-    assert all(np.shape(m.times) == (4, 5) and m.p10 > 0 for m in results.values())
+    assert all(m.rounds == 4 and 0 < m.p10 <= m.median <= m.p90 for m in results.values())
 
 
 @pytest.mark.openvino

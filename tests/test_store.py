@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from predictors.store import Store, digest, network_id
+from predictors.store import STATISTICS, Store, digest, network_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,28 +17,46 @@ class Config:
     resolution: float
 
 
+DEVICE = {"name": "board", "cpus": [0]}
+FAILED = {"reasons": ["slow"], "taken": "now", "device": DEVICE}
+
+
+def figures(i=0.0):
+    return {"accuracy": i, "loss": 1.0}
+
+
 def test_records_of_a_key_come_back_in_order(tmp_path):
     with Store(tmp_path / "store") as store:
         for i in range(3):
-            store.add("latency", ("network", "device"), {"i": i, "times": [[0.5, 1.25]]})
-        store.add("latency", ("other", "device"), {"i": 3})
+            store.add("failure", ("network", "device"), FAILED | {"reasons": [str(i)]})
+        store.add("failure", ("other", "device"), FAILED)
     with Store(tmp_path / "store") as store:
-        found = store.get("latency", [("network", "device"), ("network", "elsewhere")])
-    assert found == {("network", "device"): [{"i": i, "times": [[0.5, 1.25]]} for i in range(3)]}
+        found = store.get("failure", [("network", "device"), ("network", "elsewhere"), ("nothing", "device")])
+    assert found == {("network", "device"): [FAILED | {"reasons": [str(i)]} for i in range(3)]}
+
+
+def test_names_come_back_as_they_were(tmp_path):
+    latency = dict.fromkeys(STATISTICS, 0.5) | {"rounds": 8, "runs": 8, "taken": "now", "device": DEVICE}
+    names = ["", "a" * 64, "A" * 64, "{half", "[]", "ä", digest("x")]
+    with Store(tmp_path / "store") as store:
+        for name in names:
+            store.add("latency", (name, "device"), latency | {"reference": name})
+        found = store.get("latency", [(name, "device") for name in names])
+        assert found == {(name, "device"): [latency | {"reference": name}] for name in names}
 
 
 def test_missing_are_the_keys_without_a_record(tmp_path):
     with Store(tmp_path / "store") as store:
         keys = [(f"network{i}", "weights", "data") for i in range(1000)]
         for key in keys[::100]:
-            store.add("accuracy", key, {"value": 0.9})
+            store.add("accuracy", key, figures(0.9))
         assert store.missing("accuracy", keys + keys) == [key for i, key in enumerate(keys) if i % 100]
         assert store.missing("accuracy", []) == []
 
 
 def test_accuracy_does_not_leak_between_weights_or_data(tmp_path):
     with Store(tmp_path / "store") as store:
-        store.add("accuracy", ("network", "weights", "data"), {"value": 0.9})
+        store.add("accuracy", ("network", "weights", "data"), figures(0.9))
         assert len(store.missing("accuracy", [("network", "others", "data"), ("network", "weights", "others")])) == 2
 
 
@@ -46,9 +64,11 @@ def test_a_key_of_the_wrong_length_or_a_nan_is_refused(tmp_path):
     with Store(tmp_path / "store") as store:
         with pytest.raises(ValueError, match="network_id"):
             store.add("latency", ("network",), {})
-        with pytest.raises(ValueError, match="JSON"):
-            store.add("latency", ("network", "device"), {"value": float("nan")})
-        assert store.missing("latency", [("network", "device")]) == [("network", "device")]
+        with pytest.raises(ValueError, match="accuracy = nan is no finite number"):
+            store.add("accuracy", ("network", "weights", "data"), figures(float("nan")))
+        with pytest.raises(ValueError, match="a record of accuracy has accuracy, loss, not accuracy"):
+            store.add("accuracy", ("network", "weights", "data"), {"accuracy": 0.9})
+        assert store.missing("accuracy", [("network", "weights", "data")]) == [("network", "weights", "data")]
 
 
 WRITE = """
@@ -56,7 +76,7 @@ import sys
 from predictors.store import Store
 with Store(sys.argv[1]) as store:
     for i in range(int(sys.argv[3])):
-        store.add("latency", (f"{sys.argv[2]}-{i}", "device"), {"i": i})
+        store.add("failure", (f"{sys.argv[2]}-{i}", "device"), {"reasons": [], "taken": "now", "device": {}})
         print(i, flush=True)
 """
 
@@ -70,7 +90,7 @@ def test_several_processes_may_make_and_write_one_store(tmp_path):
     writers = [writer(tmp_path / "store", f"w{k}", 20) for k in range(4)]
     assert [w.communicate() and w.returncode for w in writers] == [0] * 4
     with Store(tmp_path / "store") as store:
-        assert len(store.get("latency", [(f"w{k}-{i}", "device") for k in range(4) for i in range(20)])) == 80
+        assert len(store.get("failure", [(f"w{k}-{i}", "device") for k in range(4) for i in range(20)])) == 80
 
 
 def test_what_add_returned_from_survives_kill_9(tmp_path):
@@ -80,7 +100,7 @@ def test_what_add_returned_from_survives_kill_9(tmp_path):
     process.send_signal(signal.SIGKILL)
     last = int(process.communicate()[0].split()[-1])
     with Store(tmp_path / "store") as store:
-        assert store.missing("latency", [(f"w-{i}", "device") for i in range(last + 1)]) == []
+        assert store.missing("failure", [(f"w-{i}", "device") for i in range(last + 1)]) == []
 
 
 def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path):
@@ -106,9 +126,10 @@ def test_a_damaged_store_is_an_error_at_opening(tmp_path):
     path = tmp_path / "store"
     with Store(path) as store:
         for i in range(100):
-            store.add("latency", (f"network{i}", "device"), {"padding": "x" * 500})
+            store.add("failure", (f"network{i}", "device"), FAILED | {"reasons": ["x" * 500]})
     data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 8000] = bytes(8000)
+    start = data.index(b"x" * 500)
+    data[start : start + 8000] = bytes(8000)
     path.write_bytes(data)
     with pytest.raises(ValueError, match="store is damaged"):
         Store(path)
@@ -145,8 +166,8 @@ def test_a_digest_is_canonical():
 def test_records_are_found_by_a_part_of_their_key(tmp_path):
     with Store(tmp_path / "x") as store:
         for network, device in (("a", "d"), ("b", "d"), ("a", "e")):
-            store.add("latency", (network, device), {"ms": network + device})
-        assert [r["ms"] for r in store.records("latency", device_id="d")] == ["ad", "bd"]
-        assert len(store.records("latency")) == 3
+            store.add("failure", (network, device), FAILED | {"reasons": [network, device]})
+        assert [r["reasons"] for r in store.records("failure", device_id="d")] == [["a", "d"], ["b", "d"]]
+        assert len(store.records("failure")) == 3 and store.records("failure", device_id="x") == []
         with pytest.raises(ValueError, match="no column"):
-            store.records("latency", place="x")
+            store.records("failure", place="x")
