@@ -27,7 +27,7 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 2  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 3  # "SUPR", kept in the file's header with the version of its tables
 STATISTICS = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
 TABLES = {
     "latency": Table(
