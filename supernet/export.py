@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -208,19 +209,73 @@ def write_onnx(network: Supernet, folder: Path, fast: bool = False, batch: int =
     return folder
 
 
+def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]]) -> Path:
+    """Write an ONNX file of int8 layers from one of float32: static quantization, with no training.
+
+    `batches` are inputs by name, of the shapes that the file takes; the ranges of all activations are the smallest and
+    largest values seen on them. Weights have a scale for each channel. onnxruntime and OpenVINO run the file. It
+    appears whole, or not at all: no batches, or outputs that are no finite numbers, are a ValueError.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path, seen = Path(path), []
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter(batches)
+
+        def get_next(self) -> Mapping[str, np.ndarray] | None:
+            batch = next(self._batches, None)
+            if batch is not None and not seen:
+                seen.append(batch)
+            return batch
+
+    def write(temporary: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(source, prepared)
+            try:
+                # Unsigned activations: onnxruntime's kernels for signed ones are half as fast on x86.
+                quantize_static(
+                    prepared,
+                    temporary,
+                    Reader(),
+                    quant_format=QuantFormat.QDQ,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                )
+            except ValueError as error:
+                if seen:
+                    raise
+                raise ValueError("quantization needs at least one batch to calibrate on") from error
+        for output in onnx_session(temporary).run(None, dict(seen[0])):
+            if not np.isfinite(output).all():
+                raise ValueError(f"{source} quantized gives outputs that are no finite numbers")
+
+    write_atomically(path, write)
+    return path
+
+
+def onnx_session(path: Path) -> Any:
+    """A file in onnxruntime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 @torch.no_grad()
 def check_onnx(part: Part, path: Path) -> float:
     """The largest difference between file and module over the largest output; above the tolerance, RuntimeError.
 
     Floating-point inputs are drawn anew, as those that were traced may be constants of the file; others are taken.
     """
-    import onnxruntime
-
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in part.inputs]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path)
     feed = {name: x.cpu().numpy() for name, x in zip(part.names, inputs, strict=True)}
     made = part.module(*inputs)
     worst = 0.0

@@ -1,11 +1,14 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import ofa
-from supernet.export import load, save, to_onnx, write_atomically, write_folder
+from predictors.devices import DEVICES
+from supernet.export import load, quantize_onnx, save, to_onnx, write_atomically, write_folder
 
 
 @pytest.fixture
@@ -148,3 +151,28 @@ def test_a_model_whose_outputs_are_zero_can_be_written(tmp_path):
     layer = torch.nn.Linear(4, 2)
     torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
     assert to_onnx(layer, tmp_path / "x.onnx", (torch.randn(1, 4),), fast=True).is_file()
+
+
+@pytest.fixture(scope="module")
+def float_file(tmp_path_factory):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    return to_onnx(network, tmp_path_factory.mktemp("float") / "float.onnx", (torch.zeros(1, 3, 8, 8),), fast=True)
+
+
+def batches(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"input": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(n)]
+
+
+def test_a_quantized_file_runs_in_int8_and_computes_nearly_the_same(float_file, tmp_path):
+    path = quantize_onnx(float_file, tmp_path / "int8.onnx", batches(32))
+    (exact,), (rough,) = DEVICES["onnxruntime"].load(float_file)(), DEVICES["onnxruntime-int8"].load(path)()
+    difference = np.abs(rough - exact).max() / np.abs(exact).max()
+    assert 0 < difference < 0.05
+
+
+def test_quantizing_without_inputs_leaves_no_file(float_file, tmp_path):
+    with pytest.raises(ValueError, match="at least one batch"):
+        quantize_onnx(float_file, tmp_path / "int8.onnx", [])
+    assert list(tmp_path.iterdir()) == []
