@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from sklearn.base import clone
 from sklearn.model_selection import KFold, cross_val_predict
-from torch import Tensor
+from torch import Tensor, nn
 
 from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device
@@ -25,7 +25,7 @@ from predictors.engines import NetworkError
 from predictors.latency import LatencyPredictor, quality
 from predictors.measuring import Failure, Measurement, latencies, measure, undisturbed
 from predictors.store import Store, digest, network_id
-from supernet.export import NETWORK_FILES, PLAN, write_folder, write_network, write_onnx
+from supernet.export import NETWORK_FILES, PLAN, quantize_onnx, to_onnx, write_folder, write_network, write_onnx
 from supernet.model import Supernet, calibrate
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.space import SearchSpace
@@ -354,6 +354,22 @@ class Bench:
             draw_front(report, temporary / "front.png")
 
         write_folder(folder, write, FILES, overwrite=True)
+
+
+def try_device(device: Device, folder: Path) -> Measurement:
+    """Measure a small network; whatever keeps the device from doing so is raised."""
+    device.fingerprint()
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2)).eval()
+    x = torch.randn(device.batch, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    source: Any = (network, (x,))
+    if not device.times_modules:
+        source = to_onnx(network, folder / "network.onnx", (x,), fast=True)
+        if device.precision == "int8":
+            source = quantize_onnx(source, folder / "int8.onnx", [{"input": x.numpy()}])
+    ((_, result),) = measure(dataclasses.replace(device, spacing=0.0), {"network": source}, engine="process")
+    if isinstance(result, Failure):
+        raise NetworkError(result.reasons[0])
+    return result
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test")
-VERBS = ("prepare", "specialize", "export", "evaluate")
+VERBS = ("prepare", "devices", "specialize", "export", "evaluate")
 RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import recipes
 from predictors.devices import DEVICES, Device, get_device
 from predictors.measuring import Measurement, latencies, measure
 from predictors.runtimes import RUNTIMES, Runtime, load_torch
@@ -247,3 +248,14 @@ def test_a_measurement_survives_the_store(tmp_path):
         store.add("latency", ("a", TORCH.id), dataclasses.asdict(m))
         (record,) = store.get("latency", [("a", TORCH.id)])[("a", TORCH.id)]
     assert Measurement(**record) == dataclasses.replace(m, device=json.loads(json.dumps(m.device)))
+
+
+def test_devices_are_listed_with_what_keeps_them_from_working(monkeypatch, capsys):
+    monkeypatch.setitem(RUNTIMES, "absent", Runtime(load_torch, "no-such-package"))
+    elsewhere = dataclasses.replace(TORCH, name="elsewhere", affinity=(9999,))
+    known = {"torch": TORCH, "elsewhere": elsewhere, "absent": Device("absent", "absent")}
+    monkeypatch.setattr("predictors.devices.known_devices", lambda: {n: lambda d=d: d for n, d in known.items()})
+    told = recipes.devices()
+    assert told["torch"] == "works" and "9999" in told["elsewhere"] and "pip install" in told["absent"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in known)
