@@ -110,7 +110,7 @@ def shapes(caches: Sequence[Cache]) -> list[list[int]]:
 
 
 def plan(decoder: Decoder, batch: int, source_length: int, steps: int, beam: int) -> dict[str, Any]:
-    """How the two exported parts run as `Translation` does, on `batch` sentences (see predictors.devices)."""
+    """How the two exported parts run as `Translation` does, on `batch` sentences (see predictors.runtimes)."""
     _, own = state_names(decoder)
     start = dict(zip(own, shapes(empty_caches(decoder, batch * beam))))
     return {
