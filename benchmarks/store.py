@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from predictors.store import STATISTICS, Store, digest
+from predictors.store import FIGURES, Store, digest
 
 ASKED = 1000
 
@@ -28,9 +28,9 @@ def measurements(rows: int, networks: int, devices: int) -> Iterator[tuple[tuple
     rng = np.random.default_rng(0)
     names, boards = [digest(i) for i in range(networks)], [digest(f"device {i}") for i in range(devices)]
     device = {"name": "board", "runtime": "onnxruntime", "cpu": "AMD EPYC", "version": "1.0", "cpus": [0]}
-    figures = rng.random((rows, len(STATISTICS)))
+    figures = rng.random((rows, len(FIGURES)))
     for network, board, values in zip(rng.integers(networks, size=rows), rng.integers(devices, size=rows), figures):
-        record = dict(zip(STATISTICS, values.tolist())) | {"rounds": 8, "runs": 8, "reference": names[0]}
+        record = dict(zip(FIGURES, values.tolist())) | {"rounds": 8, "runs": 8, "reference": names[0]}
         yield (names[network], boards[board]), record | {"taken": "2020-01-01T00:00:00+00:00", "device": device}
 
 

@@ -172,8 +172,8 @@ def read_device(path: Path) -> Device:
     fields = [field.name for field in dataclasses.fields(Device)]
     if not isinstance(values, dict) or not {"name", "runtime"} <= values.keys():
         raise ValueError(f"{path}: a device has at least a name and a runtime ({', '.join(RUNTIMES)})")
-    if unknown := values.keys() - set(fields):
-        raise ValueError(f"{path}: a device has no field {', '.join(map(str, unknown))}; it has {', '.join(fields)}")
+    if unknown := sorted(map(str, values.keys() - set(fields))):
+        raise ValueError(f"{path}: a device has no field {', '.join(unknown)}; it has {', '.join(fields)}")
     try:
         return Device(**values)
     except (TypeError, ValueError) as error:

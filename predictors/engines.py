@@ -163,10 +163,11 @@ def serve(descriptor: int) -> None:
     worker = Worker(device)
     while True:
         try:
-            method, arguments = pickle.loads(connection.recv_bytes())
+            request = connection.recv_bytes()
         except EOFError:
             return
         try:
+            method, arguments = pickle.loads(request)
             answer = getattr(worker, method)(*arguments)
         except USERS_ERRORS as error:
             answer = next(cls for cls in USERS_ERRORS if isinstance(error, cls))(str(error))
@@ -182,7 +183,8 @@ def limit_memory() -> None:
 
         free = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
         limit = 1024 * int(free[0].split()[1])
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
         Path("/proc/self/oom_score_adj").write_text("1000")
     except (ImportError, OSError, IndexError):
         return  # no Linux
@@ -201,7 +203,10 @@ def ended(status: int) -> str:
 
 @contextmanager
 def runtime_threads(device: Device) -> Iterator[None]:
-    """torch's thread count is global to the process: set it while timing only. Others' are the session's."""
+    """torch's thread count is global to the process: set it while timing only. Others' are the session's.
+
+    Denormals are flushed on the calling thread, which is the worker's own.
+    """
     if not device.times_modules:
         yield
         return
@@ -209,6 +214,7 @@ def runtime_threads(device: Device) -> Iterator[None]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(device.threads)
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:

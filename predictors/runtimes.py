@@ -59,7 +59,7 @@ def load_torch(device: Device, source: Source) -> tuple[Run, str]:
 
 
 def load_torch_compile(device: Device, source: Source) -> tuple[Run, str]:
-    """torch.compile with the weights frozen into the code, of (module, inputs); it takes most of a minute."""
+    """torch.compile with the weights frozen into the code, of (module, inputs); its first run compiles."""
     import torch
 
     module, inputs, precision = torch_network(device, source)
@@ -83,7 +83,6 @@ def torch_network(device: Device, source: Source) -> tuple[Any, tuple[Any, ...],
     for x in inputs:
         if len(x) != device.batch:
             raise ValueError(f"{device.name}: batch {device.batch}, but an input has {len(x)}: {tuple(x.shape)}")
-    torch.set_flush_denormal(True)
     if isinstance(module, torch.nn.Module):
         if module.training:
             raise ValueError(f"{device.name}: the module is in train mode; call its eval() first")

@@ -28,11 +28,11 @@ class Table:
 
 
 APPLICATION, VERSION = 0x53555052, 3  # "SUPR", kept in the file's header with the version of its tables
-STATISTICS = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
+FIGURES = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
 TABLES = {
     "latency": Table(
         ("network_id", "device_id"),
-        dict.fromkeys(STATISTICS, "REAL")
+        dict.fromkeys(FIGURES, "REAL")
         | {"rounds": "INTEGER", "runs": "INTEGER", "reference": "NAME", "taken": "TEXT", "device": "SHARED JSON"},
     ),
     "failure": Table(("network_id", "device_id"), {"reasons": "JSON", "taken": "TEXT", "device": "SHARED JSON"}),

@@ -73,7 +73,7 @@ def find_network(
         "device": dataclasses.asdict(bench.device) | bench.device.fingerprint(),
         "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
         "smallest_ms": smallest_ms,
-        "largest_ms": largest_ms,
+        "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
     }
     latency.fit(X, timed_ms)
     cheapest = min(timed_ms.min(), latency.predict(X).min())

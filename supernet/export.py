@@ -236,7 +236,7 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
             prepared = Path(folder) / "prepared.onnx"
             quant_pre_process(source, prepared)
             try:
-                # Unsigned activations: onnxruntime's kernels for signed ones are half as fast on x86.
+                # Unsigned activations: signed ones ran slower in onnxruntime on x86.
                 quantize_static(
                     prepared,
                     temporary,

@@ -138,6 +138,12 @@ def test_what_a_user_asked_for_wrongly_is_raised(engine):
         list(measure(TORCH, {"a": good()}, engine="cloud"))
 
 
+def test_a_source_that_the_process_cannot_import_is_told(misbehaving, tmp_path):
+    (tmp_path / "misbehaving.py").unlink()
+    with pytest.raises(ImportError, match="misbehaving"):
+        list(measure(TORCH, {"a": (misbehaving.where, INPUTS)}, engine="process"))
+
+
 def test_the_process_is_pinned_and_this_one_is_not(misbehaving, tmp_path, monkeypatch):
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
     before = os.sched_getaffinity(0)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from predictors.store import STATISTICS, Store, digest, network_id
+from predictors.store import FIGURES, Store, digest, network_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def test_records_of_a_key_come_back_in_order(tmp_path):
 
 
 def test_names_come_back_as_they_were(tmp_path):
-    latency = dict.fromkeys(STATISTICS, 0.5) | {"rounds": 8, "runs": 8, "taken": "now", "device": DEVICE}
+    latency = dict.fromkeys(FIGURES, 0.5) | {"rounds": 8, "runs": 8, "taken": "now", "device": DEVICE}
     names = ["", "a" * 64, "A" * 64, "{half", "[]", "ä", digest("x")]
     with Store(tmp_path / "store") as store:
         for name in names:
