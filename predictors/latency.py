@@ -128,6 +128,17 @@ def fit_relative_huber(
     return float(solution[0] - mean @ coef), coef
 
 
+def enough(errors: Mapping[int, float], floor: float) -> bool:
+    """Whether more measurements would tell a latency predictor little more.
+
+    `errors` has its cross-validated relative error by the number of rows it was fitted on. The last one is within 1.2
+    times the noise `floor` of the measurements, or it fell by less than a tenth while the rows grew by half.
+    """
+    rows = max(errors)
+    earlier = max((n for n in errors if 1.5 * n <= rows), default=None)
+    return errors[rows] <= 1.2 * floor or (earlier is not None and errors[rows] > 0.9 * errors[earlier])
+
+
 def quality(y: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """How good held-out predictions are: mean absolute error in % of y (`mape`), Kendall's tau (`tau`), rows (`n`)."""
     return {

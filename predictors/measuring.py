@@ -17,6 +17,7 @@ from predictors.engines import ENGINES, NetworkError
 from predictors.runtimes import Source
 
 ATTEMPTS = 2  # at a network that fails
+TOO_NOISY = 0.015  # of the noise floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,14 @@ def latencies(
         if m.reference:
             y[i] *= quiet[m.reference] / getattr(m, f"reference_{statistic}")
     return y
+
+
+def noise_floor(measurements: Iterable[Measurement]) -> float:
+    """How well the measurements repeat, relative: the median difference between the halves of their rounds.
+
+    No predictor can be seen to be better than that. Above `TOO_NOISY` the machine is too busy to be measured.
+    """
+    return float(np.median([m.noise for m in measurements]))
 
 
 def measure(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["devices", "evaluate", "export", "make_data", "prepare", "read_section", "specialize"]
+if TYPE_CHECKING:
+    from recipes.bench import Bench
+
+__all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "specialize"]
 
 FORMATS = ("onnx", "timm", "huggingface")
 
@@ -17,7 +22,7 @@ def specialize(
     max_latency: float,
     out: str,
     data: str | None = None,
-    latency_samples: int = 60,
+    latency_samples: int | str = "auto",
     accuracy_samples: int = 100,
     finalists: int = 8,
     population: int = 100,
@@ -36,7 +41,7 @@ def specialize(
         max_latency: the budget in ms, on the device's statistic (the median) of the exported file.
         out: folder to write: the subnet, its ONNX file, report.json and front.png.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
-        latency_samples: networks timed to fit the latency predictor.
+        latency_samples: networks timed to fit the latency predictor; auto, until more would tell it little.
         accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor.
         finalists: networks that each search proposes, and that are exported and timed before one is chosen.
         population: of the evolutionary search.
@@ -54,39 +59,26 @@ def specialize(
         raise ValueError(f"max_latency = {max_latency} ms is not a positive number")
     if search not in ("predictor", "direct"):
         raise ValueError(f"search: {search!r} is neither predictor nor direct")
-    least = {"latency_samples": 5, "accuracy_samples": 5, "finalists": 1, "population": 2, "generations": 0, "seed": 0}
+    samples = read_samples("latency_samples", latency_samples)
+    least = {"accuracy_samples": 5, "finalists": 1, "population": 2, "generations": 0, "seed": 0}
     for name, bound in least.items():
         if locals()[name] < bound:
             raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
 
-    import tempfile
-
-    from predictors.devices import get_device
-    from predictors.store import Store
-    from recipes.bench import FILES, Bench, find_network
-    from supernet.export import check_free, load
+    from recipes.bench import FILES, find_network
+    from supernet.export import check_free
 
     folder = Path(out)
     if folder.resolve() == Path(supernet).resolve():
         raise ValueError(f"out = {out} is the supernet's own folder")
     check_free(folder, FILES, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    import_families()
-    network = load(supernet)
-    if network.extracted:
-        raise ValueError(f"{supernet} is a subnet: specialize needs its supernet")
-    timed_on = get_device(device)
-    if timed_on.precision == "int8":
-        raise NotImplementedError(f"device {device}: networks are not quantized yet; a file that is can be measured")
-    path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
-    with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
-        section = read_section(supernet, data)
-        bench = Bench(network, make_data(section), timed_on, measurements, Path(files), section)
+    with open_bench(supernet, device, data, store) as bench:
         return find_network(
             bench,
             max_latency,
             folder,
-            latency_samples,
+            samples,
             accuracy_samples,
             finalists,
             population,
@@ -94,6 +86,81 @@ def specialize(
             seed,
             direct=search == "direct",
         )
+
+
+def measure(
+    supernet: str,
+    device: str,
+    samples: int | str = "auto",
+    max_samples: int = 200,
+    max_seconds: float = 3600.0,
+    data: str | None = None,
+    store: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time random networks of a supernet on a device, and tell how well a latency predictor does on them.
+
+    What is measured goes to the store, from which `specialize` takes it.
+
+    Args:
+        supernet: folder of a supernet; it need not be trained.
+        device: what the latency is of, as in `specialize`.
+        samples: networks to time; auto, until more would tell the predictor little.
+        max_samples: at most so many, with auto.
+        max_seconds: no more once the device was busy for so long, with auto.
+        data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
+        store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
+        seed: of the networks.
+
+    Returns:
+        {"n": networks timed, "failed": of them, "cv_error": cross-validated mean absolute relative error of the
+        predictor, "macs_error": that of a straight line on MACs, "constant_error": that of one number for all,
+        "noise_floor": how well the measurements repeat, relative, "smallest_ms", "largest_ms", "seconds": by what they
+        were spent on}
+    """
+    number = read_samples("samples", samples)
+    for name, bound in {"max_samples": 20, "seed": 0}.items():
+        if locals()[name] < bound:
+            raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
+    if not 0 < max_seconds < math.inf:
+        raise ValueError(f"max_seconds = {max_seconds} is not a positive number")
+
+    from recipes.bench import measure_space
+
+    with open_bench(supernet, device, data, store) as bench:
+        return measure_space(bench, number, max_samples, max_seconds, seed)
+
+
+def read_samples(name: str, given: int | str) -> int | None:
+    """A number of networks to time, or None for auto."""
+    if given == "auto":
+        return None
+    if isinstance(given, str) or given < 5:
+        raise ValueError(f"{name} = {given}: a number of at least 5, or auto")
+    return given
+
+
+@contextmanager
+def open_bench(supernet: str, device: str, data: str | None, store: str | None) -> Iterator[Bench]:
+    """The bench of a saved supernet on a device, with its data and its store."""
+    import tempfile
+
+    from predictors.devices import get_device
+    from predictors.store import Store
+    from recipes.bench import Bench
+    from supernet.export import load
+
+    import_families()
+    network = load(supernet)
+    if network.extracted:
+        raise ValueError(f"{supernet} is a subnet: this needs its supernet")
+    timed_on = get_device(device)
+    if timed_on.precision == "int8":
+        raise NotImplementedError(f"device {device}: networks are not quantized yet; a file that is can be measured")
+    path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
+    with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
+        section = read_section(supernet, data)
+        yield Bench(network, make_data(section), timed_on, measurements, Path(files), section)
 
 
 def export(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device
 from predictors.engines import NetworkError
-from predictors.latency import LatencyPredictor, quality
-from predictors.measuring import Failure, Measurement, latencies, measure, undisturbed
+from predictors.latency import LatencyPredictor, enough, quality
+from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
 from predictors.store import Store, digest, network_id
 from supernet.export import NETWORK_FILES, PLAN, quantize_onnx, to_onnx, write_folder, write_network, write_onnx
-from supernet.model import Supernet, calibrate
+from supernet.model import Supernet, calibrate, total
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.space import SearchSpace
 from supernet.training import evaluate_network
@@ -36,6 +37,7 @@ FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring
 TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
 LEAST = 5  # networks that a latency predictor is fitted on
+FIRST, STEP, MOST = 20, 5, 200  # ... timed before it is asked whether they are enough, between that, and at most
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
 
@@ -43,7 +45,7 @@ def find_network(
     bench: Bench,
     budget: float,
     folder: Path,
-    latency_samples: int,
+    latency_samples: int | None,
     accuracy_samples: int,
     finalists: int,
     population: int,
@@ -54,17 +56,15 @@ def find_network(
     """Search, measure what was found as the files that ship, correct the predictors, and again.
 
     Until one meets the budget (ms) and nothing that seems to is better, or for `ROUNDS`. `direct` evaluates every
-    network that the search scores, where there is else a predictor of `accuracy_samples` evaluated ones.
+    network that the search scores, where there is else a predictor of `accuracy_samples` evaluated ones. Without
+    `latency_samples`, networks are timed until more would tell little.
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
     ends = space.encode([space.smallest(), space.largest()])
-    X = latency_rows(space, latency_samples, rng)
-    timed_ms = bench.latencies(X, "timing samples")
+    X, timed_ms = time_samples(bench, latency_samples, rng)
     smallest_ms, largest_ms = timed_ms[:2]
     X, timed_ms = X[np.isfinite(timed_ms)], timed_ms[np.isfinite(timed_ms)]
-    if len(X) < LEAST:
-        raise ValueError(f"only {len(X)} networks could be timed on {bench.device.name}: {bench.reasons()}")
     bench.fix_scale(X)
     latency = LatencyPredictor(terms=bench.supernet.cost_terms)
     folds = KFold(5, shuffle=True, random_state=seed)
@@ -72,6 +72,7 @@ def find_network(
         "budget_ms": budget,
         "device": dataclasses.asdict(bench.device) | bench.device.fingerprint(),
         "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
+        "noise_floor": bench.noise_floor(X),
         "smallest_ms": smallest_ms,
         "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
     }
@@ -164,6 +165,7 @@ def find_network(
     report["failed_finalists"] = len(finals) - len(ran)
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
+    report["seconds"] = {what: round(seconds, 3) for what, seconds in bench.seconds.items()}
     report["samples"] = [
         {"predicted_latency_ms": ms} | {name: float(values[i]) for name, values in figures.items()}
         for i, ms in enumerate(latency.predict(A[:samples]).tolist())
@@ -176,9 +178,77 @@ def find_network(
     return report
 
 
+def measure_space(bench: Bench, samples: int | None, max_samples: int, max_seconds: float, seed: int) -> dict[str, Any]:
+    """Time random networks, and report how well a latency predictor and two simpler ones do on them."""
+    X, ms = time_samples(bench, samples, np.random.default_rng(seed), max_samples, max_seconds)
+    smallest_ms, largest_ms = ms[:2]
+    ran = np.isfinite(ms)
+    X, ms = X[ran], ms[ran]
+    errors = {
+        "cv_error": LatencyPredictor(terms=bench.supernet.cost_terms).fit(X, ms).cv_error_,
+        "macs_error": LatencyPredictor(terms=MacsAlone(bench.supernet.cost_terms)).fit(X, ms).cv_error_,
+        "constant_error": LatencyPredictor(terms=MacsAlone(None)).fit(X, ms).cv_error_,
+    }
+    report = {"n": len(ran), "failed": int((~ran).sum())} | errors | {"noise_floor": bench.noise_floor(X)}
+    report |= {
+        "smallest_ms": float(smallest_ms) if math.isfinite(smallest_ms) else None,
+        "largest_ms": float(largest_ms) if math.isfinite(largest_ms) else None,
+        "seconds": {what: round(seconds, 1) for what, seconds in bench.seconds.items()},
+    }
+    print(
+        f"{bench.device.name}: {len(ran)} networks, {len(ran) - len(X)} of which failed; the predictor's error is"
+        f" {100 * errors['cv_error']:.2f} %, of a line on MACs {100 * errors['macs_error']:.2f} %, of a constant"
+        f" {100 * errors['constant_error']:.2f} %; the measurements repeat to {100 * report['noise_floor']:.2f} %"
+    )
+    return report
+
+
+@dataclasses.dataclass(frozen=True)
+class MacsAlone:
+    """MACs as the only term of a network's cost; without `terms`, nothing that differs between networks."""
+
+    terms: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None
+
+    def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        return {"macs": np.zeros(len(X)) if self.terms is None else total(self.terms(X), "macs")}
+
+
 def latency_rows(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
     """The n rows that the latency predictor is fitted on: both ends of the space, and random ones."""
     return np.concatenate([space.encode([space.smallest(), space.largest()]), space.sample(n - 2, rng)])
+
+
+def time_samples(
+    bench: Bench,
+    samples: int | None,
+    rng: np.random.Generator,
+    most: int = MOST,
+    most_seconds: float = math.inf,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows X that a latency predictor is fitted on, and their latencies in ms; infinite where a network fails.
+
+    As many as `samples`; or, where that is None, until more would tell little (`predictors.latency.enough`), at most
+    `most`, and no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
+    """
+    X = latency_rows(bench.supernet.space, most if samples is None else samples, rng)
+    errors: dict[int, float] = {}
+    for n in range(FIRST, len(X) + STEP, STEP) if samples is None else [samples]:
+        n = min(n, len(X))
+        ms = bench.latencies(X[:n], "timing samples")
+        ran = np.isfinite(ms)
+        if ran.sum() >= LEAST and samples is None:
+            errors[n] = LatencyPredictor(terms=bench.supernet.cost_terms).fit(X[:n][ran], ms[ran]).cv_error_
+            if enough(errors, bench.noise_floor(X[:n][ran])) or bench.seconds["timing"] > most_seconds:
+                break
+    if ran.sum() < LEAST:
+        raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
+    floor = bench.noise_floor(X[:n][ran])
+    if floor > TOO_NOISY:
+        print(
+            f"{bench.device.name}: the machine is too busy: two halves of a measurement differ by {100 * floor:.1f} %,"
+            f" {100 * TOO_NOISY} % is good"
+        )
+    return X[:n], ms
 
 
 def slowest(final: dict[str, Any]) -> float:
@@ -221,6 +291,7 @@ class Bench:
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.section = files, section
         self.quiet: dict[str, float] | None = None
+        self.seconds = {"export": 0.0, "timing": 0.0, "accuracy": 0.0}  # spent on each
         files.mkdir(parents=True, exist_ok=True)
         self.weights_id, self.data_id = state_digest(supernet.state_dict()), data_digest(data)
 
@@ -251,14 +322,14 @@ class Bench:
 
     def confirm(self, config: Any) -> dict[str, float]:
         """A second, independent measurement of the file that ships, in ms, without drift and as the clock gave it."""
-        known = len(self._records(config, "final"))
-        self._time([config], "final", "confirming")
-        if len(records := self._records(config, "final")) == known:  # it ran before, and now it failed
+        if len(self._records(config, "final")) < 2:
+            self._time([config], "final", "confirming")
+        records = self._records(config, "final")
+        if len(records) < 2:  # it ran before, and now it failed
             return {"confirmed_ms": math.inf, "confirmed_with_drift_ms": math.inf}
-        measurement = records[-1]
         return {
-            "confirmed_ms": float(self._undrifted([measurement])[0]),
-            "confirmed_with_drift_ms": getattr(measurement, self.device.statistic),
+            "confirmed_ms": float(self._undrifted(records[1:2])[0]),
+            "confirmed_with_drift_ms": getattr(records[1], self.device.statistic),
         }
 
     def fix_scale(self, X: np.ndarray) -> None:
@@ -268,6 +339,10 @@ class Bench:
         """
         measurements = [self._records(config, "search")[-1] for config in self.supernet.space.decode(X)]
         self.quiet = undisturbed(measurements, self.device.statistic)
+
+    def noise_floor(self, X: np.ndarray) -> float:
+        """How well the measurements of the rows of X, which were taken, repeat; relative."""
+        return noise_floor(self._records(config, "search")[-1] for config in self.supernet.space.decode(X))
 
     def _undrifted(self, measurements: Sequence[Measurement]) -> np.ndarray:
         return latencies(measurements, self.device.statistic, self.quiet)
@@ -293,15 +368,25 @@ class Bench:
         sources = ((key, self._source(config, exporter)) for key, config in keys.items())
         smallest = self.supernet.space.smallest()
         reference = (self._key(smallest, "search")[0], self._source(smallest, "search"))
+        began, exporting = time.perf_counter(), self.seconds["export"]
         try:
             for key, result in progress(measure(self.device, sources, reference, engine="process"), len(keys), what):
                 table = "failure" if isinstance(result, Failure) else "latency"
                 self.store.add(table, (key, self.device.id), dataclasses.asdict(result))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
+        finally:
+            self.seconds["timing"] += time.perf_counter() - began - (self.seconds["export"] - exporting)
 
     def _source(self, config: Any, exporter: str) -> Callable[[], Any]:
         def make() -> Any:
+            began = time.perf_counter()
+            try:
+                return network()
+            finally:
+                self.seconds["export"] += time.perf_counter() - began
+
+        def network() -> Any:
             if exporter == "final":
                 subnet = self.calibrated(config)
             else:  # time does not depend on the statistics, but they must be sane for the file to be checked
@@ -328,11 +413,13 @@ class Bench:
         keys = [(self._key(config, "")[0], self.weights_id, self.data_id) for config in configs]
         missing = set(self.store.missing("accuracy", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
+        began = time.perf_counter()
         for key, config in progress(iter(todo.items()), len(todo), what):
             figures = evaluate_network(self.calibrated(config), self.data.val_dataloader())
             if not np.isfinite(figures["loss"]):
                 raise ValueError(f"the loss of {config} is {figures['loss']}: did the supernet's training diverge?")
             self.store.add("accuracy", key, figures)
+        self.seconds["accuracy"] += time.perf_counter() - began
         records = self.store.get("accuracy", keys)
         return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test")
-VERBS = ("prepare", "devices", "specialize", "export", "evaluate")
+VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate")
 RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
@@ -26,7 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(argv)
     except KeyboardInterrupt:
-        kept = "; what was measured is kept, and the same command goes on from it" if "specialize" in argv[:1] else ""
+        kept = (
+            "; what was measured is kept, and the same command goes on from it"
+            if argv[:1] and argv[0] in ("measure", "specialize")
+            else ""
+        )
         print(f"supernet: interrupted{kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:

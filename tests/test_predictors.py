@@ -9,7 +9,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ofa.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
 from predictors.accuracy import AccuracyPredictor
-from predictors.latency import LatencyPredictor, fit_relative_huber, quality
+from predictors.latency import LatencyPredictor, enough, fit_relative_huber, quality
 
 SUPERNET = MobileNetV3(mobilenet_v3_space(resolution=(32, 48)), num_classes=10, width_mult=0.35)
 X = SUPERNET.space.sample(120, np.random.default_rng(0))
@@ -41,6 +41,13 @@ def test_it_survives_cloning_and_pickling_without_weights():
     model = LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, latency(X))
     data = pickle.dumps(clone(model).fit(X, latency(X)))
     assert len(data) < 20_000 and (pickle.loads(data).predict(X) == model.predict(X)).all()
+
+
+def test_measurements_are_enough_at_the_noise_or_where_more_did_not_help():
+    assert enough({20: 0.012}, floor=0.01) and not enough({20: 0.02}, floor=0.01)
+    assert not enough({20: 0.05, 25: 0.049}, floor=0.01)  # five more tell nothing yet
+    assert enough({20: 0.05, 25: 0.049, 30: 0.046}, floor=0.01)
+    assert not enough({20: 0.05, 25: 0.049, 30: 0.044}, floor=0.01)
 
 
 def test_a_latency_that_is_not_positive_is_refused():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ofa
-from recipes import bench, specialize
+from recipes import bench, measure, specialize
 from recipes.bench import distinct
 from supernet.export import load, save
 
@@ -62,7 +62,7 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, work):
     specialize(str(folder), max_latency=50.0, out=str(tmp_path / "first"), **FEW)
     work.update(evaluated=0, timed=0)
     specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **FEW)
-    assert work == {"evaluated": 0, "timed": 1}  # the confirmation is always a new measurement
+    assert work == {"evaluated": 0, "timed": 0}
 
 
 def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(folder, tmp_path, monkeypatch):
@@ -134,6 +134,31 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
     save(subnet, tmp_path / "subnet")
     with pytest.raises(ValueError, match="is a subnet"):
         specialize(str(tmp_path / "subnet"), max_latency=1.0, out=str(tmp_path / "x"), **FEW)
+
+
+def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "enough", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
+    store = str(tmp_path / "store.sqlite")
+    report = measure(str(folder), "onnxruntime", store=store)
+    assert asked == [20, 25] and report["n"] == work["timed"] == 25 and report["failed"] == 0
+    assert 0 < report["cv_error"] < report["constant_error"] and report["smallest_ms"] < report["largest_ms"]
+    measure(str(folder), "onnxruntime", samples=25, store=store)
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), store=store, **FEW | {"latency_samples": 25})
+    assert work["timed"] == 25 + 2 + 1  # finalists, as the files that ship, and the confirmation
+
+
+def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(bench, "enough", lambda errors, floor: False)
+    assert measure(str(folder), "onnxruntime", max_samples=23, store=str(tmp_path / "a.sqlite"))["n"] == 23
+    report = measure(str(folder), "onnxruntime", max_seconds=0.01, store=str(tmp_path / "b.sqlite"))
+    assert report["n"] == 20
+
+
+def test_measuring_what_makes_no_sense_is_refused(folder):
+    for wrong in ({"samples": 4}, {"samples": "many"}, {"max_samples": 5}, {"max_seconds": 0.0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} = "):
+            measure(str(folder), "onnxruntime", **wrong)
 
 
 def test_distinct_rows_are_new_and_apart():
