@@ -2,14 +2,16 @@
 
     supernet prepare --out data/libreoffice_en_de
     python benchmarks/translation.py train better|hat|alone [--seed 0] [--scale 0.3334] [--network report.json]
+        [--elastic CHOICE ...]
     python benchmarks/translation.py table
 
 `train` runs (or resumes) one schedule: better is recipes/hat/libreoffice_en_de.yaml; hat is one random subnet an update
 (HAT, arXiv 2005.14187), with as many token passes, of the same network, data and optimizer; alone is the network of a
-report.json (of `supernet specialize`), with as many token passes as the supernet took. CPU seconds leave out those of
-starts that were killed. `table` gives, of every run, the loss on the held-out pages of 8 subnets (the largest, the
-smallest, 6 random ones: the same for all), and BLEU on the held-out pages with a 95 % bootstrap interval; --test adds
-BLEU on the test pages, which chose nothing.
+report.json (of `supernet specialize`), with as many token passes as the supernet took. With --elastic only these
+choices of the recipe's space (decoder_layer_num, ...) are left, the others at their largest, which tells what each
+costs. CPU seconds leave out those of starts that were killed. `table` gives, of every run, the loss on the held-out
+pages of 8 subnets (the largest, the smallest, 6 random ones: the same for all), and BLEU on the held-out pages with a
+95 % bootstrap interval; --test adds BLEU on the test pages, which chose nothing.
 A token pass is one forward and backward of one subnet over all training tokens.
 """
 
@@ -37,16 +39,23 @@ def passes(phases: list[dict[str, Any]]) -> int:
     return sum(phase["epochs"] * phase.get("subnets", 1) for phase in phases)
 
 
-def train(name: str, seed: int, scale: float, network: Path | None, data: str, out: Path) -> None:
+def train(
+    name: str, seed: int, scale: float, network: Path | None, elastic: list[str] | None, data: str, out: Path
+) -> None:
     """Run or resume a schedule; its CPU seconds are added to those of earlier starts."""
     recipe = yaml.safe_load(Path(recipe_path(RECIPE)).read_text())
+    choices = recipe["model"]["supernet"]["init_args"]["space"]["init_args"]
+    if elastic is not None:
+        if unknown := set(elastic) - set(choices):
+            sys.exit(f"--elastic {' '.join(sorted(unknown))}: not one of {' '.join(choices)}")
+        choices |= {choice: [max(values)] for choice, values in choices.items() if choice not in elastic}
     phases = recipe["model"]["phases"]
     whole = {"name": name, "epochs": passes(phases), "warmup_epochs": 1, "lr": phases[0]["lr"]}
     if name == "hat":
         recipe["model"]["phases"] = [whole]
     elif name == "alone":
         recipe["model"]["phases"] = [whole | {"config": json.loads(network.read_text())["config"]}]
-    run = out / f"{name}_{seed}"
+    run = out / f"{'-'.join([name, *sorted(elastic or [])])}_{seed}"
     run.mkdir(parents=True, exist_ok=True)
     path = run / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -117,6 +126,7 @@ def main() -> None:
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--scale", type=float, default=1.0, help="multiplies the length of the recipe")
     training.add_argument("--network", type=Path, help="report.json of the network to train alone")
+    training.add_argument("--elastic", nargs="+", metavar="CHOICE", help="the choices to leave; all if not given")
     scoring = commands.add_parser("table")
     scoring.add_argument("--test", action="store_true")
     for command in (training, scoring):
@@ -126,7 +136,8 @@ def main() -> None:
     if arguments.command == "train":
         if (arguments.name == "alone") != (arguments.network is not None):
             parser.error("alone needs --network, the others have none")
-        train(arguments.name, arguments.seed, arguments.scale, arguments.network, arguments.data, arguments.out)
+        a = arguments
+        train(a.name, a.seed, a.scale, a.network, a.elastic, a.data, a.out)
     else:
         table(arguments.data, arguments.out, "test" if arguments.test else "holdout")
 
