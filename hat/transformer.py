@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hat.decoding import Cache, DecoderPart, EncoderPart, Translation, empty_caches, plan, state_names, tensors
+from hat.decoding import Cache, DecoderPart, EncoderPart, Translation, empty_caches, plan, shapes, state_names, tensors
 from hat.layers import PAD, SPANS, Attention, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
 from supernet.elastic import (
     ElasticDepthwiseConv1d,
@@ -21,7 +21,7 @@ from supernet.elastic import (
     ElasticLinear,
     ElasticModuleList,
 )
-from supernet.model import Part, Supernet, WidthGroup, total
+from supernet.model import Part, RunPart, Supernet, WidthGroup, total
 from supernet.space import Choice, SearchSpace, as_tuples, truncate
 
 LAYERS = SimpleNamespace(
@@ -417,6 +417,20 @@ class Transformer(Supernet):
                 ["logits", *renewed],
             ),
         }
+
+    def run_parts(self, run: RunPart, inputs: Sequence[Tensor]) -> Tensor:
+        """The decoder goes through the previous tokens one by one."""
+        source, previous = (x.numpy() for x in inputs)
+        _, own = state_names(self.decoder)
+        state = dict(run("encoder", {"source": source}))
+        for name, shape in zip(own, shapes(empty_caches(self.decoder, len(source)))):
+            state[name] = np.zeros(shape, np.float32)
+        logits = []
+        for step in range(previous.shape[1]):
+            made = run("decoder", state | {"previous": previous[:, step : step + 1]})
+            logits.append(made["logits"])
+            state.update((name, made[f"new_{name}"]) for name in own)
+        return torch.from_numpy(np.stack(logits, axis=1))
 
     def plan(self, batch: int = 1) -> dict[str, Any]:
         return plan(self.decoder, batch, *self.lengths, self.beam)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from predictors.runtimes import RUNTIMES, Run, Source
+from predictors.runtimes import RUNTIMES, Run, RunPart, Source
 from predictors.store import digest
 
 STATISTICS = {"p10": 10, "median": 50, "p90": 90}  # as percentiles
@@ -108,8 +108,21 @@ class Device:
         ValueError if precision or batch is not this device's. Only `measure` pins threads: a run from elsewhere is not
         a measurement.
         """
+        return self._made(RUNTIMES[self.runtime].load, source)
+
+    def open(self, source: Source) -> RunPart:
+        """A function that runs a file, or those of a folder with a plan, on inputs that are given, in this runtime.
+
+        It takes the file's name without its suffix and {input: array}, and returns {output: array}. A runtime that
+        has no files raises ValueError.
+        """
+        if RUNTIMES[self.runtime].open is None:
+            raise ValueError(f"{self.name}: {self.runtime} opens no files")
+        return self._made(RUNTIMES[self.runtime].open, source)
+
+    def _made(self, make: Callable[[Device, Source], tuple[Any, str]], source: Source) -> Any:
         RUNTIMES[self.runtime].version()
-        run, precision = RUNTIMES[self.runtime].load(self, source)
+        run, precision = make(self, source)
         if precision != self.precision:
             raise ValueError(f"{self.name}: measures {self.precision}, but {self.runtime} runs this in {precision}")
         return run

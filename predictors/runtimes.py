@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[], Any]  # one inference on fixed inputs
 Source = Any  # what a device times: the path of a file, or (module, inputs) for torch; or a function that makes it
+RunPart = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # a file's name, its inputs -> its outputs
 PLAN = "run.json"  # in the folder of a network that runs in several files, as supernet.export writes it
 
 
@@ -26,12 +27,14 @@ class Runtime:
 
     `load` (device, source) gives the run and the precision that the runtime itself says it computes in; `precisions`
     are those that a device may ask for. `package` is the distribution that it comes in, `extra` ours that installs it.
+    `open` (device, path), of a runtime of files, gives a function that runs them on given inputs, and the precision.
     """
 
     load: Callable[[Device, Source], tuple[Run, str]]
     package: str
     extra: str | None = None
     precisions: tuple[str, ...] = ("float32",)
+    open: Callable[[Device, Source], tuple[RunPart, str]] | None = None
 
     def version(self) -> str:
         """The installed version, without importing it; ImportError says what to install."""
@@ -220,8 +223,39 @@ def load_plan(device: Device, folder: Path, session: Callable[[Device, Path], Se
             state.update((name, x) for name, x in zip(returned, outputs) if name in then.inputs)
         return outputs
 
-    precisions = {part for opened in (first, then) for part in opened.precision.split("+")}
-    return run, "+".join(sorted(precisions))
+    return run, joined(opened.precision for opened in (first, then))
+
+
+def open_parts(device: Device, source: Source, session: Callable[[Device, Path], Session]) -> tuple[RunPart, str]:
+    """A function that runs a file, or one of a folder with a plan, on inputs that are given; and the precision.
+
+    It takes the name of the file (without .onnx) and inputs by name, of which the file may lack some, and returns the
+    outputs by name. Where the file is for one batch size, it runs as often as the inputs need.
+    """
+    path = Path(source)
+    plan = json.loads((path / PLAN).read_text()) if (path / PLAN).is_file() else None
+    files = [path] if plan is None else [path / f"{plan[part]}.onnx" for part in ("first", "then")]
+    sessions = {file.stem: session(device, file) for file in files}
+
+    def run(name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        opened = sessions[name]
+        feeds = {key: feeds[key] for key in opened.inputs}
+        rows, size = len(next(iter(feeds.values()))), next(iter(opened.inputs.values()))[0][0]
+        if size is None:
+            return {key: x.copy() for key, x in zip(opened.outputs, opened.run(feeds))}  # they may be the session's own
+        made = []
+        for start in range(0, rows, size):
+            # The last rows, again where they do not fill a batch.
+            rest = np.arange(start, start + size).clip(max=rows - 1)
+            made.append([output.copy() for output in opened.run({key: x[rest] for key, x in feeds.items()})])
+        return {name: np.concatenate(parts)[:rows] for name, parts in zip(opened.outputs, zip(*made))}
+
+    return run, joined(opened.precision for opened in sessions.values())
+
+
+def joined(precisions: Iterable[str]) -> str:
+    """The precision of a network of several files."""
+    return "+".join(sorted({part for precision in precisions for part in precision.split("+")}))
 
 
 def onnx_precision(path: Path) -> str:
@@ -260,17 +294,18 @@ ONNX_TYPES = {
 OPENVINO_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 
 
-def load_onnxruntime(device: Device, source: Source) -> tuple[Run, str]:
-    return load_session(device, source, OnnxRuntimeSession)
-
-
-def load_openvino(device: Device, source: Source) -> tuple[Run, str]:
-    return load_session(device, source, OpenVinoSession)
+def of_files(session: Callable[[Device, Path], Session], *arguments: Any) -> Runtime:
+    """The runtime that a kind of session makes."""
+    return Runtime(
+        lambda device, source: load_session(device, source, session),
+        *arguments,
+        open=lambda device, source: open_parts(device, source, session),
+    )
 
 
 RUNTIMES = {
     "torch": Runtime(load_torch, "torch"),
     "torch-compile": Runtime(load_torch_compile, "torch"),
-    "onnxruntime": Runtime(load_onnxruntime, "onnxruntime", precisions=("float32", "int8")),
-    "openvino": Runtime(load_openvino, "openvino", "openvino", ("float32", "bfloat16", "int8")),
+    "onnxruntime": of_files(OnnxRuntimeSession, "onnxruntime", None, ("float32", "int8")),
+    "openvino": of_files(OpenVinoSession, "openvino", "openvino", ("float32", "bfloat16", "int8")),
 }

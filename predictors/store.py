@@ -27,7 +27,7 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 3  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 4  # "SUPR", kept in the file's header with the version of its tables
 FIGURES = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
 TABLES = {
     "latency": Table(
@@ -37,6 +37,9 @@ TABLES = {
     ),
     "failure": Table(("network_id", "device_id"), {"reasons": "JSON", "taken": "TEXT", "device": "SHARED JSON"}),
     "accuracy": Table(("network_id", "weights_id", "data_id"), {"accuracy": "REAL", "loss": "REAL"}),
+    "items": Table(
+        ("network_id", "weights_id", "data_id"), {"accuracy": "JSON", "loss": "JSON", "counted": "JSON"}
+    ),  # of each image or sentence
 }
 SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 500  # values in one statement
@@ -60,10 +63,10 @@ def network_id(family: str, arguments: Mapping[str, Any], config: Any) -> str:
 class Store:
     """Measurements by key, only ever added to; a context manager.
 
-    `TABLES` has the columns: `latency` and `failure` are keyed by (network_id, device_id), `accuracy` by (network_id,
-    weights_id, data_id). One key may have several records, as they were taken. Each `add` is a commit of its own, so
-    that a killed process loses nothing that `add` returned from; several processes may write at once, each with its own
-    Store. A file that is not a store, is damaged or has other tables raises ValueError.
+    `TABLES` has the columns: `latency` and `failure` are keyed by (network_id, device_id), `accuracy` and `items` by
+    (network_id, weights_id, data_id). One key may have several records, as they were taken. Each `add` is a commit of
+    its own, so that a killed process loses nothing that `add` returned from; several processes may write at once, each
+    with its own Store. A file that is not a store, is damaged or has other tables raises ValueError.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Part:
     names: tuple[str, ...]
     outputs: tuple[str, ...] = ("output",)
     dynamic: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)
+
+
+RunPart = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+"""The name of a part and its inputs by name -> its outputs by name."""
 
 
 class Supernet(nn.Module, ABC):
@@ -104,6 +108,12 @@ class Supernet(nn.Module, ABC):
     def plan(self, batch: int = 1) -> dict[str, Any] | None:
         """How the parts run as one inference, in JSON values; None where there is one part."""
         return None
+
+    def run_parts(self, run: RunPart, inputs: Sequence[Tensor]) -> Tensor:
+        """What `forward` returns for these inputs, computed by what `parts` was exported to."""
+        ((name, part),) = self.parts().items()
+        made = run(name, {name: x.numpy() for name, x in zip(part.names, inputs, strict=True)})
+        return torch.from_numpy(made[part.outputs[0]])
 
     def prepare(self, inputs: Sequence[Tensor], config: Any = None) -> Sequence[Tensor]:
         """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(fold
 
 def test_what_seems_more_accurate_and_fast_enough_is_measured_before_the_end(folder, tmp_path):
     report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
-    assert report["accuracy"] == max(sample["accuracy"] for sample in report["samples"] + report["finalists"])
+    best = max(sample["accuracy"] for sample in report["samples"] + report["finalists"])
+    assert max(final["accuracy"] for final in report["finalists"]) == best
 
 
 def test_a_budget_that_no_file_meets_ends_without_a_result(folder, tmp_path, monkeypatch):
@@ -159,6 +161,46 @@ def test_measuring_what_makes_no_sense_is_refused(folder):
     for wrong in ({"samples": 4}, {"samples": "many"}, {"max_samples": 5}, {"max_seconds": 0.0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} = "):
             measure(str(folder), "onnxruntime", **wrong)
+
+
+def test_the_parts_of_the_held_out_data_share_nothing():
+    data = ofa.ImageData(**DATA["init_args"])
+    held_out = sum((batch[1].tolist() for batch in data.val_dataloader()), [])
+    parts = {name: sum((batch[1].tolist() for batch in bench.part_of(data, name)), []) for name in bench.PARTS}
+    assert sorted(parts["select"] + parts["report"]) == sorted(held_out)
+    assert abs(len(parts["select"]) - len(parts["report"])) <= len(list(data.val_dataloader()))
+    assert parts["test"] == sum((batch[1].tolist() for batch in data.test_dataloader()), [])
+
+
+def test_the_file_is_evaluated_as_the_network_is(folder, tmp_path):
+    report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    data, subnet = ofa.ImageData(**DATA["init_args"]), load(tmp_path / "out")
+    for part in bench.PARTS:
+        expected = bench.evaluate_network(subnet, bench.part_of(data, part))
+        assert report[part] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_files_that_are_as_good_the_fastest_is_chosen():
+    class Stub:
+        supernet = SimpleNamespace(figure="accuracy")
+
+        def __init__(self, right):
+            self.right = right
+
+        def file_items(self, config, part):
+            rights = np.r_[np.ones(self.right[config]), np.zeros(100 - self.right[config])]
+            return {"accuracy": rights, "loss": 1 - rights, "counted": np.ones(100)}
+
+        def confirm(self, config):
+            return {"confirmed_ms": 9.0 if config == "misses" else 0.0}
+
+    finals = [
+        {"config": name, "latency_ms": ms}
+        for name, ms in (("good", 3.0), ("as good", 2.0), ("worse", 1.0), ("misses", 1.5), ("slow", 6.0))
+    ]
+    right = {"good": 90, "as good": 89, "worse": 80, "misses": 95, "slow": 99}
+    assert bench.best_file(Stub(right), finals, 5.0)["config"] == "as good"
+    assert bench.best_file(Stub(right), finals[:1], 2.0) is None
 
 
 def test_distinct_rows_are_new_and_apart():

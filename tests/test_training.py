@@ -19,6 +19,7 @@ from supernet.training import (
     ShardSampler,
     SubnetValidation,
     SupernetTask,
+    compare,
     evaluate_network,
     learning_rate,
     locate,
@@ -285,6 +286,15 @@ def test_validation_figures_are_those_of_calibrated_subnets(tmp_path):
         expected = evaluate_network(subnet, data.val_dataloader())
         assert figures[f"val/accuracy/{name}"] == pytest.approx(expected["accuracy"])
         assert figures[f"val/loss/{name}"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_a_difference_has_the_standard_error_of_its_items():
+    rng = np.random.default_rng(0)
+    counted = rng.integers(1, 9, 400).astype(float)
+    easy = rng.random(400) * counted  # what both have in common does not count
+    a, b = ({"loss": easy + counted * rng.normal(mean, 0.2, 400), "counted": counted} for mean in (1.1, 1.0))
+    difference, error = compare(a, b, "loss")
+    assert abs(difference - 0.1) < 3 * error and 0.01 < error < 0.03
 
 
 def test_targets_that_do_not_count_are_not_evaluated():
