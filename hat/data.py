@@ -170,9 +170,10 @@ class ParallelText(pl.LightningDataModule):
         return DataLoader(self.parts[split], batch_size=None, sampler=sampler, num_workers=self.workers)
 
     def calibration_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inputs of a few training batches. Our Transformers have no BatchNorm, so that nothing reads them."""
-        for i in range(min(4, len(self.parts["train"]))):
-            source, previous, _ = self.parts["train"][i]
+        """The inputs of a few training batches, of all lengths: of them int8 networks take their ranges."""
+        batches = self.parts["train"]
+        for i in np.linspace(0, len(batches) - 1, min(4, len(batches))).round().astype(int).tolist():
+            source, previous, _ = batches[i]
             yield source, previous
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -239,18 +239,22 @@ def open_parts(device: Device, source: Source, session: Callable[[Device, Path],
 
     def run(name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         opened = sessions[name]
-        feeds = {key: feeds[key] for key in opened.inputs}
         rows, size = len(next(iter(feeds.values()))), next(iter(opened.inputs.values()))[0][0]
-        if size is None:
-            return {key: x.copy() for key, x in zip(opened.outputs, opened.run(feeds))}  # they may be the session's own
-        made = []
-        for start in range(0, rows, size):
-            # The last rows, again where they do not fill a batch.
-            rest = np.arange(start, start + size).clip(max=rows - 1)
-            made.append([output.copy() for output in opened.run({key: x[rest] for key, x in feeds.items()})])
-        return {name: np.concatenate(parts)[:rows] for name, parts in zip(opened.outputs, zip(*made))}
+        # What a session returns may be its own, and another's at its next run.
+        made = [
+            [x.copy() for x in opened.run(part)] for part in batches({key: feeds[key] for key in opened.inputs}, size)
+        ]
+        return {key: np.concatenate(parts)[:rows] for key, parts in zip(opened.outputs, zip(*made))}
 
     return run, joined(opened.precision for opened in sessions.values())
+
+
+def batches(feeds: Mapping[str, np.ndarray], size: int | None) -> Iterator[dict[str, np.ndarray]]:
+    """The inputs in batches of `size` rows, of which the last repeats its last row where it needs to; all if None."""
+    rows = len(next(iter(feeds.values())))
+    for start in range(0, rows, size or rows):
+        taken = np.arange(start, start + (size or rows)).clip(max=rows - 1)
+        yield {key: x[taken] for key, x in feeds.items()}
 
 
 def joined(precisions: Iterable[str]) -> str:

@@ -155,8 +155,6 @@ def open_bench(supernet: str, device: str, data: str | None, store: str | None) 
     if network.extracted:
         raise ValueError(f"{supernet} is a subnet: this needs its supernet")
     timed_on = get_device(device)
-    if timed_on.precision == "int8":
-        raise NotImplementedError(f"device {device}: networks are not quantized yet; a file that is can be measured")
     path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
     with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
         section = read_section(supernet, data)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from predictors.devices import Device
 from predictors.engines import NetworkError
 from predictors.latency import LatencyPredictor, enough, quality
 from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
+from predictors.runtimes import batches
 from predictors.store import Store, digest, network_id
 from supernet.export import NETWORK_FILES, PLAN, quantize_onnx, to_onnx, write_folder, write_network, write_onnx
 from supernet.model import Supernet, calibrate, total
@@ -36,6 +38,7 @@ ONNX_FILES = ("subnet.onnx", "encoder.onnx", "decoder.onnx", PLAN)  # of any fam
 FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "front.png")
 ROUNDS = 5  # of search, export and measuring
 TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
+CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 LEAST = 5  # networks that a latency predictor is fitted on
 FIRST, STEP, MOST = 20, 5, 200  # ... timed before it is asked whether they are enough, between that, and at most
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
@@ -423,8 +426,17 @@ class Bench:
     def onnx(self, config: Any, subnet: Supernet, fast: bool) -> Path:
         """What a device loads of the network, written where it is not there yet: its ONNX file, or a folder of them."""
         folder = self.files / self._key(config, "search" if fast else "final")[0]
+
+        def write(temporary: Path) -> None:
+            if self.device.precision != "int8":
+                write_onnx(subnet, temporary, fast, self.device.batch)
+                return
+            with tempfile.TemporaryDirectory() as floats:
+                source = write_onnx(subnet, Path(floats), fast, self.device.batch)
+                quantize_network(subnet, self.device, source, temporary, self.data.calibration_batches())
+
         if not folder.is_dir():  # each appears whole
-            write_folder(folder, lambda temporary: write_onnx(subnet, temporary, fast, self.device.batch), ())
+            write_folder(folder, write, ())
         return folder if (folder / PLAN).is_file() else next(folder.iterdir())
 
     # ---- accuracy
@@ -488,6 +500,40 @@ class Bench:
             draw_front(report, temporary / "front.png")
 
         write_folder(folder, write, FILES, overwrite=True)
+
+
+def quantize_network(
+    network: Supernet, device: Device, source: Path, folder: Path, inputs: Iterable[Sequence[Tensor]]
+) -> None:
+    """Write a network's ONNX files (`write_onnx`) as int8 to `folder`.
+
+    The ranges are those that float32 files have on the first `CALIBRATION` items of `inputs`; those of a part that runs
+    often, on `CALIBRATION_RUNS` of its runs.
+    """
+    run, rng = dataclasses.replace(device, precision="float32").open(source), np.random.default_rng(0)
+    seen: dict[str, list[Mapping[str, np.ndarray]]] = {name: [] for name in network.parts(device.batch)}
+    runs = dict.fromkeys(seen, 0)
+
+    def watched(name: str, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if all(x.size for x in feeds.values()):  # caches are empty before the first step, and have no range
+            runs[name] += 1
+            place = len(seen[name]) if runs[name] <= CALIBRATION_RUNS else rng.integers(runs[name])
+            if place < CALIBRATION_RUNS:
+                seen[name][place : place + 1] = [feeds]
+        return run(name, feeds)
+
+    items = 0
+    for batch in inputs:
+        batch = [x[: CALIBRATION - items] for x in batch]
+        network.run_parts(watched, network.prepare(batch))
+        if (items := items + len(batch[0])) == CALIBRATION:
+            break
+    for name, part in network.parts(device.batch).items():
+        size = None if part.dynamic else device.batch
+        file = source / f"{name}.onnx" if source.is_dir() else source
+        quantize_onnx(file, folder / f"{name}.onnx", (some for feeds in seen[name] for some in batches(feeds, size)))
+    if source.is_dir():
+        shutil.copyfile(source / PLAN, folder / PLAN)
 
 
 def try_device(device: Device, folder: Path) -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -63,6 +64,7 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
         # ... and warns of the frozen teacher, which is meant to be in eval mode.
         warnings.filterwarnings("ignore", "Found .* module.s. in eval mode at the start of training")
+        keep_freed_memory()
         # Lightning's processes beyond the first run the command of sys.argv.
         sys.argv = [sys.argv[0], *resolve_recipes(argv)]
         SupernetCLI()
@@ -84,6 +86,21 @@ def run(argv: list[str]) -> None:
         print(usage())
         if command not in ("-h", "--help"):
             raise ValueError(f"{command!r} is not a command")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step.
+
+    It gives blocks of some megabytes back to the system, and each activation of that size is then made of pages that
+    are new, whose faults take a good part of a small network's training step on a CPU.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # of malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest that is allowed
+        libc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        return  # another C library
 
 
 def usage() -> str:

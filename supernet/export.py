@@ -219,7 +219,12 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    import onnx
+
     path, seen = Path(path), []
+    # What attention masks has a range from minus infinity on: of such a network only products are quantized.
+    nodes = onnx.load(source, load_external_data=False).graph.node
+    kinds = ["Conv", "Gemm", "MatMul"] if any(node.op_type == "Softmax" for node in nodes) else None
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -234,7 +239,7 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
     def write(temporary: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             prepared = Path(folder) / "prepared.onnx"
-            quant_pre_process(source, prepared)
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)  # it fails on axes of any size
             try:
                 # Unsigned activations: signed ones ran slower in onnxruntime on x86.
                 quantize_static(
@@ -245,6 +250,7 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
                     per_channel=True,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
+                    op_types_to_quantize=kinds,
                 )
             except ValueError as error:
                 if seen:

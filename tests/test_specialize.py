@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ofa
+from predictors.runtimes import onnx_precision
 from recipes import bench, measure, specialize
 from recipes.bench import distinct
 from supernet.export import load, save
@@ -130,8 +131,6 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
         specialize(str(folder), max_latency=-1.0, out=str(tmp_path / "x"), **FEW)
     with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, .*, torch"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "toaster"}))
-    with pytest.raises(NotImplementedError, match="not quantized yet"):
-        specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "onnxruntime-int8"}))
     subnet = load(folder).extract()
     save(subnet, tmp_path / "subnet")
     with pytest.raises(ValueError, match="is a subnet"):
@@ -178,6 +177,14 @@ def test_the_file_is_evaluated_as_the_network_is(folder, tmp_path):
     for part in bench.PARTS:
         expected = bench.evaluate_network(subnet, bench.part_of(data, part))
         assert report[part] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_int8_network_is_chosen_as_the_file_that_ships(folder, tmp_path):
+    few = FEW | {"device": "onnxruntime-int8", "latency_samples": 6}
+    report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **few)
+    assert onnx_precision(tmp_path / "out" / "subnet.onnx") == "int8"
+    exact = bench.evaluate_network(load(tmp_path / "out"), ofa.ImageData(**DATA["init_args"]).test_dataloader())
+    assert report["test"] != exact and report["test"]["loss"] == pytest.approx(exact["loss"], rel=0.2)
 
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():

@@ -46,7 +46,7 @@ def folder(text, tmp_path_factory):
     return save(network, tmp_path_factory.mktemp("run") / "supernet", data=DATA)
 
 
-@pytest.mark.parametrize("device", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("device", ["onnxruntime", "onnxruntime-int8", "torch"])
 def test_the_winner_meets_the_budget_and_is_the_best_of_all(folder, tmp_path, device):
     out = tmp_path / "out"
     report = specialize(str(folder), max_latency=500.0, out=str(out), device=device, **FEW)
