@@ -19,6 +19,8 @@ test: $(INSTALLED)
 test-extras: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --editable '.[openvino]'
 	$(VENV)/bin/pytest -m openvino tests/test_runtimes.py
+	command -v chromium > /dev/null || (apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium)
+	$(VENV)/bin/pytest -m browser tests/test_report.py
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m recipes.demo

@@ -1,17 +1,18 @@
 """Translation supernets on LibreOffice's help: the recipe against HAT's, and a network trained alone.
 
     supernet prepare --out data/libreoffice_en_de
-    python benchmarks/translation.py train better|hat|alone [--seed 0] [--scale 0.3334] [--network report.json]
-        [--elastic CHOICE ...]
-    python benchmarks/translation.py table
+    python benchmarks/translation.py train better|hat|distilled|alone [--seed 0] [--scale 0.3334]
+        [--network report.json] [--elastic CHOICE ...]
+    python benchmarks/translation.py table [--network report.json] [--test]
 
 `train` runs (or resumes) one schedule: better is recipes/hat/libreoffice_en_de.yaml; hat is one random subnet an update
-(HAT, arXiv 2005.14187), with as many token passes, of the same network, data and optimizer; alone is the network of a
-report.json (of `supernet specialize`), with as many token passes as the supernet took. With --elastic only these
-choices of the recipe's space (decoder_layer_num, ...) are left, the others at their largest, which tells what each
-costs. CPU seconds leave out those of starts that were killed. `table` gives, of every run, the loss on the held-out
-pages of 8 subnets (the largest, the smallest, 6 random ones: the same for all), and BLEU on the held-out pages with a
-95 % bootstrap interval; --test adds BLEU on the test pages, which chose nothing.
+(HAT, arXiv 2005.14187), with as many token passes, of the same network, data and optimizer; distilled is the largest
+network alone for half of these passes and then one random subnet an update, on labels and on the logits of that
+network; alone is the network of a report.json (of `supernet specialize`), for as many token passes. With --elastic
+only these choices of the recipe's space (decoder_layer_num, ...) are left, the others at their largest, which tells
+what each costs. CPU seconds leave out those of starts that were killed. `table` gives, of every run, the loss on the
+held-out pages of 8 subnets (the largest, the smallest, 6 random ones: the same for all of one space) and of the network
+of --network, and their BLEU with a 95 % bootstrap interval; --test takes the test pages instead, which chose nothing.
 A token pass is one forward and backward of one subnet over all training tokens.
 """
 
@@ -53,6 +54,12 @@ def train(
     whole = {"name": name, "epochs": passes(phases), "warmup_epochs": 1, "lr": phases[0]["lr"]}
     if name == "hat":
         recipe["model"]["phases"] = [whole]
+    elif name == "distilled":
+        half = whole["epochs"] // 2
+        middle = {"lr": 0.75 * whole["lr"]}
+        taught = middle | {"name": "taught", "epochs": whole["epochs"] - half, "teacher": "frozen"}
+        taught |= {"label_weight": 0.5, "teacher_weight": 0.5}
+        recipe["model"]["phases"] = [whole | {"epochs": half, "final_lr": middle["lr"], "config": {}}, taught]
     elif name == "alone":
         recipe["model"]["phases"] = [whole | {"config": json.loads(network.read_text())["config"]}]
     run = out / f"{'-'.join([name, *sorted(elastic or [])])}_{seed}"
@@ -75,8 +82,8 @@ def train(
     sys.exit(status.returncode)
 
 
-def score(run: Path, data: str, split: str) -> dict[str, Any]:
-    """Losses and BLEU of a finished run's subnets on a split."""
+def score(run: Path, data: str, split: str, network: Path | None, known: dict[str, Any]) -> dict[str, Any]:
+    """Losses and BLEU of a finished run's subnets on a split, those of `known` included."""
     import torch
 
     import hat
@@ -95,9 +102,13 @@ def score(run: Path, data: str, split: str) -> dict[str, Any]:
         drawn = space.decode(space.sample(RANDOM, np.random.default_rng(0)))
         configs = {"largest": space.largest(), "smallest": space.smallest()}
         configs |= {f"random {i}": config for i, config in enumerate(drawn)}
+        if network is not None:
+            configs[str(network)] = space.config(**json.loads(network.read_text())["config"])
     sources, references = text.texts(split)
-    rows = {}
+    rows = dict(known)
     for name, config in configs.items():
+        if name in rows:
+            continue
         subnet = supernet.extract(config).eval()
         loader = text.val_dataloader() if split == "holdout" else text.test_dataloader()
         model = to_huggingface(subnet)
@@ -107,13 +118,14 @@ def score(run: Path, data: str, split: str) -> dict[str, Any]:
     return rows
 
 
-def table(data: str, out: Path, split: str) -> None:
+def table(data: str, out: Path, split: str, network: Path | None) -> None:
     for run in sorted(path.parent for path in out.glob("*_*/supernet")):
         cache = run / f"score_{split}.json"  # once: the test pages choose nothing
-        if not cache.is_file():
-            cache.write_text(json.dumps(score(run, data, split), indent=1))
+        known = json.loads(cache.read_text()) if cache.is_file() else {}
+        rows = score(run, data, split, network, known)
+        cache.write_text(json.dumps(rows, indent=1))
         spent = json.loads((run / "cpu_seconds.json").read_text())
-        for name, row in json.loads(cache.read_text()).items():
+        for name, row in rows.items():
             interval = f"{row['low']:.2f} to {row['high']:.2f}"
             print(f"{run.name} | {name} | {row['loss']:.4f} | {row['bleu']:.2f} | {interval} | {spent:.0f}")
 
@@ -122,13 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
-    training.add_argument("name", choices=["better", "hat", "alone"])
+    training.add_argument("name", choices=["better", "hat", "distilled", "alone"])
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--scale", type=float, default=1.0, help="multiplies the length of the recipe")
     training.add_argument("--network", type=Path, help="report.json of the network to train alone")
     training.add_argument("--elastic", nargs="+", metavar="CHOICE", help="the choices to leave; all if not given")
     scoring = commands.add_parser("table")
     scoring.add_argument("--test", action="store_true")
+    scoring.add_argument("--network", type=Path, help="report.json of a network to score as well, inherited")
     for command in (training, scoring):
         command.add_argument("--data", default="data/libreoffice_en_de")
         command.add_argument("--out", type=Path, default=Path("runs/translation"))
@@ -139,7 +152,7 @@ def main() -> None:
         a = arguments
         train(a.name, a.seed, a.scale, a.network, a.elastic, a.data, a.out)
     else:
-        table(arguments.data, arguments.out, "test" if arguments.test else "holdout")
+        table(arguments.data, arguments.out, "test" if arguments.test else "holdout", arguments.network)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import platform
 from collections.abc import Callable
@@ -119,6 +120,10 @@ class Device:
         if RUNTIMES[self.runtime].open is None:
             raise ValueError(f"{self.name}: {self.runtime} opens no files")
         return self._made(RUNTIMES[self.runtime].open, source)
+
+    def import_runtime(self) -> None:
+        """Import the runtime's package, as loading a network would."""
+        importlib.import_module(RUNTIMES[self.runtime].package)
 
     def _made(self, make: Callable[[Device, Source], tuple[Any, str]], source: Source) -> Any:
         RUNTIMES[self.runtime].version()

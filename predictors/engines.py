@@ -20,7 +20,8 @@ from typing import Any
 from predictors.devices import Device
 from predictors.runtimes import Run, Source
 
-USERS_ERRORS = (ValueError, TypeError, OSError, ImportError)  # of what was asked for, not of the network
+# Errors of what was asked for, not of the network.
+USERS_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
 class NetworkError(Exception):
@@ -64,6 +65,27 @@ class Worker:
             if collects:
                 gc.enable()
         return tuple(times)
+
+    def memory(self, source: Source) -> int:
+        """By how many bytes this process grows at most while it loads a network and runs it once (Linux).
+
+        Meant for a process that has not done so before; the runtime is imported first, and does not count.
+        """
+        self.device.import_runtime()
+        gc.collect()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
+            before = resident("VmRSS")
+            self.load("", source)
+            return resident("VmHWM") - before
+        except FileNotFoundError:
+            raise NotImplementedError("the memory that a network takes is only told by Linux") from None
+
+
+def resident(field: str) -> int:
+    """The bytes of this process that are in memory now (VmRSS), or were at most (VmHWM)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
 
 
 Call = Callable[..., Any]  # call("load" | "drop" | "time", *arguments) of a worker
@@ -116,6 +138,12 @@ def process_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
     finally:
         if worker is not None:
             worker.end()
+
+
+def peak_memory(device: Device, source: Source) -> int:
+    """The bytes by which a fresh process, with the runtime imported, grows at most that loads a network and runs it."""
+    with process_engine(device) as call:
+        return call("memory", source)
 
 
 ENGINES = {"thread": thread_engine, "process": process_engine}

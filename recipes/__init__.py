@@ -28,6 +28,10 @@ def specialize(
     population: int = 100,
     generations: int = 500,
     search: str = "predictor",
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    max_file_mb: float | None = None,
+    max_memory_mb: float | None = None,
     store: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -48,6 +52,11 @@ def specialize(
         generations: of the evolutionary search.
         search: predictor, or direct: evaluate every network that the search scores, of which there are many. What was
             evaluated is in the store, so that an interrupted search goes on.
+        max_macs: multiply-accumulates of one inference, at most.
+        max_params: parameters, at most.
+        max_file_mb: size of the exported file, or of both files, in MB (1e6 bytes), at most.
+        max_memory_mb: MB, at most, by which a fresh process grows that loads the network on the device and runs it once
+            (Linux).
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
         seed: of sampling and search.
         overwrite: let it replace an earlier result in `out`.
@@ -55,8 +64,11 @@ def specialize(
     Returns:
         the report, as in report.json
     """
-    if not 0 < max_latency < float("inf"):
-        raise ValueError(f"max_latency = {max_latency} ms is not a positive number")
+    given = {"macs": max_macs, "params": max_params, "file_mb": max_file_mb, "memory_mb": max_memory_mb}
+    bounds = {name: bound for name, bound in given.items() if bound is not None}
+    for name, bound in {"latency": max_latency, **bounds}.items():
+        if not 0 < bound < float("inf"):
+            raise ValueError(f"max_{name} = {bound} is not a positive number")
     if search not in ("predictor", "direct"):
         raise ValueError(f"search: {search!r} is neither predictor nor direct")
     samples = read_samples("latency_samples", latency_samples)
@@ -85,6 +97,7 @@ def specialize(
             generations,
             seed,
             direct=search == "direct",
+            bounds=bounds,
         )
 
 

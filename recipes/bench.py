@@ -10,12 +10,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.progress import track
 from sklearn.base import clone
 from sklearn.model_selection import KFold, cross_val_predict
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device
-from predictors.engines import NetworkError
+from predictors.engines import NetworkError, peak_memory
 from predictors.latency import LatencyPredictor, enough, quality
 from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
 from predictors.runtimes import batches
 from predictors.store import Store, digest, network_id
+from recipes.report import draw_front, write_page
 from supernet.export import NETWORK_FILES, PLAN, quantize_onnx, to_onnx, write_folder, write_network, write_onnx
 from supernet.model import Supernet, calibrate, total
 from supernet.search import InfeasibleError, evolutionary_search
@@ -35,7 +36,7 @@ from supernet.space import SearchSpace
 from supernet.training import compare, evaluate_items, evaluate_network, means
 
 ONNX_FILES = ("subnet.onnx", "encoder.onnx", "decoder.onnx", PLAN)  # of any family
-FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "front.png")
+FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "report.html", "front.png")
 ROUNDS = 5  # of search, export and measuring
 TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
@@ -55,12 +56,14 @@ def find_network(
     generations: int,
     seed: int,
     direct: bool = False,
+    bounds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Search, measure what was found as the files that ship, correct the predictors, and again.
 
-    Until one meets the budget (ms) and nothing that seems to is better, or for `ROUNDS`. `direct` evaluates every
-    network that the search scores, where there is else a predictor of `accuracy_samples` evaluated ones. Without
-    `latency_samples`, networks are timed until more would tell little. All of this sees the `select` part of the data.
+    Until one meets the budget (ms) and the other `bounds` ({one of `COSTS`: its largest value}) and nothing that seems
+    to is better, or for `ROUNDS`. `direct` evaluates every network that the search scores, where there is else a
+    predictor of `accuracy_samples` evaluated ones. Without `latency_samples`, networks are timed until more would tell
+    little. All of this sees the `select` part of the data.
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
@@ -83,6 +86,8 @@ def find_network(
     cheapest = min(timed_ms.min(), latency.predict(X).min())
     if budget < cheapest:
         raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
+    limits = [Limit(bench, name, bound, X) for name, bound in (bounds or {}).items()]
+    report["bounds"] = dict(bounds or {})
 
     # The search ranks by cross entropy, which a few hundred items tell far better than accuracy.
     predictors = {name: AccuracyPredictor(terms=bench.supernet.cost_terms) for name in ("accuracy", "loss")}
@@ -90,7 +95,9 @@ def find_network(
     if not direct:
         # Networks within the budget teach most about those that could be chosen; where few are, the nearest to it.
         pool = space.sample(20 * accuracy_samples, rng)
-        over = np.maximum(latency.predict(pool) - budget, 0)
+        over = np.maximum(latency.predict(pool) / budget - 1, 0)
+        for limit in limits:
+            over = np.maximum(over, limit.predict(pool) / limit.bound - 1)
         A = np.concatenate([ends, pool[np.argsort(over, kind="stable")[: accuracy_samples - 2]]])
     figures = bench.evaluate(A, "evaluating samples")
     samples = len(A)
@@ -113,7 +120,7 @@ def find_network(
                 result = evolutionary_search(
                     space,
                     score,
-                    [(latency.predict, budget)],
+                    [(latency.predict, budget), *((limit.predict, limit.bound) for limit in limits)],
                     population=population,
                     generations=generations,
                     seed=seed,
@@ -130,8 +137,11 @@ def find_network(
         # budget already, only those that seem better than the best of these.
         merits = figures["accuracy"] if figure == "accuracy" else -figures["loss"]
         order = np.lexsort((figures["loss"], -merits))
-        fits = [i for i in order if tuple(A[i]) not in timed and latency.predict(A[i : i + 1])[0] <= budget]
-        met = [final["merit"] for final in timed.values() if final.get("confirmed_ms", math.inf) <= budget]
+        told = latency.predict(A) <= budget
+        for limit in limits:
+            told &= limit.predict(A) <= limit.bound
+        fits = [i for i in order if told[i] and tuple(A[i]) not in timed]
+        met = [final["merit"] for final in timed.values() if final.get("passed")]
         chosen = [i for i in fits if merits[i] > max(met, default=-math.inf)][:finalists]
         if not chosen:
             break
@@ -148,7 +158,10 @@ def find_network(
                 "predicted_latency_ms": float(guess),
                 f"predicted_{figure}": float(hope),
             } | {name: float(values[i]) for name, values in figures.items()}
-        winner = best_file(bench, list(timed.values()), budget)
+            timed[tuple(row)] |= {limit.name: limit.of(config) if math.isfinite(ms) else math.inf for limit in limits}
+        for limit in limits:
+            limit.learn(C[np.isfinite(measured)])
+        winner = best_file(bench, list(timed.values()), {"latency_ms": budget} | report["bounds"])
         # The first measurement, which a repeated call finds again, unless the second one said no.
         finals = [timed[tuple(row)] for row in C]
         measured = [slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for f in finals]
@@ -158,7 +171,13 @@ def find_network(
     finals = list(timed.values())
     if winner is None:
         found = f"the fastest took {min(map(slowest, finals)):.3f} ms" if finals else "none was predicted to"
-        raise ValueError(f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms: {found}")
+        found += "".join(
+            f", the least {limit.name} is {min(f[limit.name] for f in finals):g}" for limit in limits if finals
+        )
+        wanted = "".join(f" and {limit.name} = {limit.bound:g}" for limit in limits)
+        raise ValueError(
+            f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms{wanted}: {found}"
+        )
 
     report["config"] = dataclasses.asdict(winner["config"])
     report["figure"] = figure
@@ -275,14 +294,14 @@ def distinct(X: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:
     return np.array(chosen).reshape(-1, X.shape[1])
 
 
-def best_file(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
-    """The finalist whose file is the best of those that meet the budget in two independent measurements.
+def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[str, float]) -> dict[str, Any] | None:
+    """The finalist whose file is the best of those that meet all bounds, that on latency in two measurements.
 
     Where the files of faster ones are as good, within one standard error of the paired difference, the fastest of them.
     """
-    figure = bench.supernet.figure
+    figure, budget = bench.supernet.figure, bounds["latency_ms"]
     sign = 1 if figure == "accuracy" else -1
-    fast = [final for final in finals if final["latency_ms"] <= budget]
+    fast = [final for final in finals if all(final[name] <= bound for name, bound in bounds.items())]
     items = {id(final): bench.file_items(final["config"], "select") for final in fast}
     for final in fast:
         final |= {f"file_{name}": value for name, value in means(items[id(final)]).items()}
@@ -290,7 +309,8 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> 
     def passes(final: dict[str, Any]) -> bool:
         if "confirmed_ms" not in final:
             final |= bench.confirm(final["config"])
-        return final["confirmed_ms"] <= budget
+            final["passed"] = final["confirmed_ms"] <= budget
+        return final["passed"]
 
     best = next(filter(passes, sorted(fast, key=lambda f: (-sign * f[f"file_{figure}"], f["latency_ms"]))), None)
     if best is None:
@@ -304,6 +324,40 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], budget: float) -> 
     return best
 
 
+COSTS = ("macs", "params", "file_mb", "memory_mb")  # that may be bounded, beside latency; MB are 1e6 bytes
+
+
+class Limit:
+    """A bound on one of `COSTS`: a closed form, or what a predictor tells of what the files of some networks X take."""
+
+    def __init__(self, bench: Bench, name: str, bound: float, X: np.ndarray) -> None:
+        self.bench, self.name, self.bound = bench, name, bound
+        self.exact = name in ("macs", "params")
+        self.model = LatencyPredictor(terms=bench.supernet.cost_terms)
+        self.X, self.y = X, np.array([])
+        if not self.exact:
+            self.y = bench.footprints(X, "search")[name]
+            self.model.fit(self.X, self.y)
+        least = min(self.predict(X).min(), self.y.min(initial=math.inf))
+        if bound < least:
+            raise ValueError(f"{name} = {bound:g} cannot be met: the least of {len(X)} networks is {least:g}")
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        return self.bench.supernet.costs(X)[self.name] if self.exact else self.model.predict(X)
+
+    def of(self, config: Any) -> float:
+        """What the file that ships takes."""
+        X = self.bench.supernet.space.encode([config])
+        return float((self.predict(X) if self.exact else self.bench.footprints(X, "final")[self.name])[0])
+
+    def learn(self, X: np.ndarray) -> None:
+        """Correct the predictor by the files that ship of the rows X, which were measured."""
+        if not self.exact and len(X):
+            self.X = np.concatenate([self.X, X])
+            self.y = np.concatenate([self.y, self.bench.footprints(X, "final")[self.name]])
+            self.model.fit(self.X, self.y)
+
+
 class Bench:
     """A supernet, its data, a device and the store: what is measured once is never measured again."""
 
@@ -315,7 +369,7 @@ class Bench:
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.section = files, section
         self.quiet: dict[str, float] | None = None
-        self.seconds = {"export": 0.0, "timing": 0.0, "accuracy": 0.0}  # spent on each
+        self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         files.mkdir(parents=True, exist_ok=True)
         self.selected = list(part_of(data, "select"))
         self.weights_id, self.data_id = state_digest(supernet.state_dict()), data_digest(data, self.selected)
@@ -339,6 +393,27 @@ class Bench:
         ms = np.full(len(configs), np.inf)
         ms[[bool(r) for r in records]] = self._undrifted([r[which] for r in records if r])
         return ms
+
+    def footprints(self, X: np.ndarray, exporter: str) -> dict[str, np.ndarray]:
+        """{"file_mb": (n,), "memory_mb": (n,)} of the rows of X: the size of their files, and by how much a fresh
+        process grows at most that loads the network and runs it once."""
+        configs = self.supernet.space.decode(X)
+        keys = [self._key(config, exporter) for config in configs]
+        missing = set(self.store.missing("footprint", keys))
+        todo = {key: config for key, config in zip(keys, configs) if key in missing}
+        for key, config in progress(iter(todo.items()), len(todo), "measuring memory"):
+            subnet = self._subnet(config, exporter)
+            files = self.onnx(config, subnet, exporter == "search")
+            size = sum(file.stat().st_size for file in (files.iterdir() if files.is_dir() else [files]))
+            source = subnet.inference(self.device.batch) if self.device.times_modules else files
+            try:
+                with self._spending("memory"):
+                    grown = peak_memory(self.device, source)
+            except NetworkError as error:
+                raise ValueError(f"{self.device.name}: the memory of {config} cannot be told: {error}") from error
+            self.store.add("footprint", key, {"file_mb": size / 1e6, "memory_mb": grown / 1e6})
+        records = self.store.get("footprint", keys)
+        return {name: np.array([records[key][-1][name] for key in keys]) for name in ("file_mb", "memory_mb")}
 
     def reasons(self) -> str:
         """Why networks failed on the device."""
@@ -393,35 +468,41 @@ class Bench:
         sources = ((key, self._source(config, exporter)) for key, config in keys.items())
         smallest = self.supernet.space.smallest()
         reference = (self._key(smallest, "search")[0], self._source(smallest, "search"))
-        began, exporting = time.perf_counter(), self.seconds["export"]
         try:
-            for key, result in progress(measure(self.device, sources, reference, engine="process"), len(keys), what):
-                table = "failure" if isinstance(result, Failure) else "latency"
-                self.store.add(table, (key, self.device.id), dataclasses.asdict(result))
+            with self._spending("timing"):
+                for key, result in progress(
+                    measure(self.device, sources, reference, engine="process"), len(keys), what
+                ):
+                    table = "failure" if isinstance(result, Failure) else "latency"
+                    self.store.add(table, (key, self.device.id), dataclasses.asdict(result))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
-        finally:
-            self.seconds["timing"] += time.perf_counter() - began - (self.seconds["export"] - exporting)
 
     def _source(self, config: Any, exporter: str) -> Callable[[], Any]:
         def make() -> Any:
-            began = time.perf_counter()
-            try:
-                return network()
-            finally:
-                self.seconds["export"] += time.perf_counter() - began
-
-        def network() -> Any:
-            if exporter == "final":
-                subnet = self.calibrated(config)
-            else:  # time does not depend on the statistics, but they must be sane for the file to be checked
-                subnet = self.supernet.extract(config).eval()
-                calibrate(subnet, [subnet.example_inputs(8)])
+            subnet = self._subnet(config, exporter)
             if self.device.times_modules:
                 return subnet.inference(self.device.batch)
             return self.onnx(config, subnet, fast=exporter == "search")
 
         return make
+
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        """Adds the seconds that it lasts to those spent on `what`, less those spent on something else meanwhile."""
+        began, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            others = sum(self.seconds.values()) - before
+            self.seconds[what] += time.perf_counter() - began - others
+
+    def _subnet(self, config: Any, exporter: str) -> Supernet:
+        if exporter == "final":
+            return self.calibrated(config)
+        # Time does not depend on the statistics, but they must be sane for the file to be checked.
+        subnet = self.supernet.extract(config).eval()
+        return calibrate(subnet, [subnet.example_inputs(8)])
 
     def onnx(self, config: Any, subnet: Supernet, fast: bool) -> Path:
         """What a device loads of the network, written where it is not there yet: its ONNX file, or a folder of them."""
@@ -436,7 +517,8 @@ class Bench:
                 quantize_network(subnet, self.device, source, temporary, self.data.calibration_batches())
 
         if not folder.is_dir():  # each appears whole
-            write_folder(folder, write, ())
+            with self._spending("export"):
+                write_folder(folder, write, ())
         return folder if (folder / PLAN).is_file() else next(folder.iterdir())
 
     # ---- accuracy
@@ -447,13 +529,12 @@ class Bench:
         keys = [(self._key(config, "")[0], self.weights_id, self.data_id) for config in configs]
         missing = set(self.store.missing("accuracy", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
-        began = time.perf_counter()
         for key, config in progress(iter(todo.items()), len(todo), what):
-            figures = evaluate_network(self.calibrated(config), self.selected)
+            with self._spending("accuracy"):
+                figures = evaluate_network(self.calibrated(config), self.selected)
             if not np.isfinite(figures["loss"]):
                 raise ValueError(f"the loss of {config} is {figures['loss']}: did the supernet's training diverge?")
             self.store.add("accuracy", key, figures)
-        self.seconds["accuracy"] += time.perf_counter() - began
         records = self.store.get("accuracy", keys)
         return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
 
@@ -470,15 +551,14 @@ class Bench:
         key = (self._key(config, "final")[0], self.weights_id, digest([data_id, runtime]))
         if not self.store.missing("items", [key]):
             return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
-        began = time.perf_counter()
-        network = self.calibrated(config)
-        if self.device.times_modules:
-            forward = network
-        else:
-            run = self.device.open(self.onnx(config, network, fast=False))
-            forward = lambda *inputs: network.run_parts(run, inputs)  # noqa: E731
-        items = evaluate_items(lambda inputs: forward(*network.prepare(inputs)), part_of(self.data, part))
-        self.seconds["accuracy"] += time.perf_counter() - began
+        with self._spending("accuracy"):
+            network = self.calibrated(config)
+            if self.device.times_modules:
+                forward = network
+            else:
+                run = self.device.open(self.onnx(config, network, fast=False))
+                forward = lambda *inputs: network.run_parts(run, inputs)  # noqa: E731
+            items = evaluate_items(lambda inputs: forward(*network.prepare(inputs)), part_of(self.data, part))
         self.store.add("items", key, {name: values.tolist() for name, values in items.items()})
         return items
 
@@ -488,7 +568,7 @@ class Bench:
     # ---- result
 
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
-        """The winner's files, all or none: the saved subnet, its ONNX files, report.json and front.png."""
+        """The winner's files, all or none: the saved subnet, its ONNX files, the report and the front."""
         subnet = self.calibrated(config)
         files = self.onnx(config, subnet, fast=False)  # those that were timed, if they were
 
@@ -497,7 +577,8 @@ class Bench:
             for file in files.iterdir() if files.is_dir() else [files]:
                 shutil.copyfile(file, temporary / file.name)
             (temporary / "report.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
-            draw_front(report, temporary / "front.png")
+            draw_front(report).savefig(temporary / "front.png", dpi=120)
+            write_page(report, self.supernet.space, config, temporary / "report.html")
 
         write_folder(folder, write, FILES, overwrite=True)
 
@@ -588,38 +669,3 @@ def data_digest(data: Any, batches: Iterable[Sequence[Tensor]]) -> str:
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
     """The items, with a progress bar."""
     yield from track(items, description=what, total=total) if total else ()
-
-
-def draw_front(report: dict[str, Any], path: Path) -> None:
-    """The figure against latency: samples, finalists as predicted and as measured, the winner, the budget."""
-    name, figure = report["figure"], Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"latency on {report['device']['name']} (ms)", ylabel=f"held-out {name}")
-    samples, finals = report["samples"], report["finalists"]
-    axes.scatter(
-        [s["predicted_latency_ms"] for s in samples],
-        [s[name] for s in samples],
-        s=14,
-        c="0.7",
-        label="samples, latency predicted",
-    )
-    for final in finals:
-        axes.plot(
-            [final["predicted_latency_ms"], final["latency_ms"]],
-            [final[f"predicted_{name}"], final[name]],
-            c="0.8",
-            lw=0.8,
-            zorder=1,
-        )
-    axes.scatter(
-        [f["predicted_latency_ms"] for f in finals],
-        [f[f"predicted_{name}"] for f in finals],
-        s=22,
-        facecolors="none",
-        edgecolors="tab:blue",
-        label="finalists, predicted",
-    )
-    axes.scatter([f["latency_ms"] for f in finals], [f[name] for f in finals], s=22, label="finalists, measured")
-    axes.scatter([report["confirmed_ms"]], [report[name]], s=90, marker="*", c="tab:red", label="chosen")
-    axes.axvline(report["budget_ms"], c="tab:red", lw=1, ls="--", label="budget")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)

@@ -216,10 +216,9 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
     largest values seen on them. Weights have a scale for each channel. onnxruntime and OpenVINO run the file. It
     appears whole, or not at all: no batches, or outputs that are no finite numbers, are a ValueError.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    import onnx
 
     path, seen = Path(path), []
     # What attention masks has a range from minus infinity on: of such a network only products are quantized.

@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from predictors.devices import DEVICES
-from predictors.engines import NetworkError, cache_evictor, ended, largest_cache, process_engine, thread_engine
+from predictors.engines import (
+    NetworkError,
+    cache_evictor,
+    ended,
+    largest_cache,
+    peak_memory,
+    process_engine,
+    thread_engine,
+)
 from predictors.measuring import Failure, Measurement, measure
 
 TORCH = dataclasses.replace(DEVICES["torch"], warmup=1, rounds=4, runs=5, spacing=0.0)
@@ -55,6 +63,10 @@ def refuse(x):
     raise RuntimeError("no kernel for this")
 
 
+def hold_64_mb(x):
+    return numpy.ones(2**23)
+
+
 def where(x):
     with open(os.environ["WHERE"], "a") as file:
         print(os.getpid(), *os.sched_getaffinity(0), file=file)
@@ -74,6 +86,10 @@ def misbehaving(tmp_path, monkeypatch):
 
 def good():
     return nn.Linear(2, 2).eval(), INPUTS
+
+
+def test_peak_memory_is_that_of_the_network(misbehaving):
+    assert 60e6 < peak_memory(TORCH, (misbehaving.hold_64_mb, INPUTS)) - peak_memory(TORCH, good()) < 75e6
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_the_winner_meets_the_budget_and_is_what_the_report_says(folder, tmp_pat
     out = tmp_path / "out"
     report = specialize(str(folder), max_latency=50.0, out=str(out), **FEW)
     assert report["latency_ms"] <= 50 and report["confirmed_ms"] <= 50
-    files = {"network.json", "network.safetensors", "subnet.onnx", "report.json", "front.png"}
+    files = {"network.json", "network.safetensors", "subnet.onnx", "report.json", "report.html", "front.png"}
     assert {path.name for path in out.iterdir()} == files
     assert sum(p.numel() for p in load(out).parameters()) == report["params"]
     assert json.loads((out / "report.json").read_text())["budget_ms"] == 50
@@ -187,6 +187,22 @@ def test_an_int8_network_is_chosen_as_the_file_that_ships(folder, tmp_path):
     assert report["test"] != exact and report["test"]["loss"] == pytest.approx(exact["loss"], rel=0.2)
 
 
+def test_all_bounds_hold_on_the_file(folder, tmp_path):
+    bounds = dict(max_macs=1.2e6, max_params=2.4e5, max_file_mb=1.4, max_memory_mb=100.0)
+    report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW, **bounds)
+    file = tmp_path / "out" / "subnet.onnx"
+    assert report["macs"] <= 1.2e6 and report["params"] <= 2.4e5
+    assert report["file_mb"] == file.stat().st_size / 1e6 <= 1.4
+    assert 0 < report["memory_mb"] <= 100
+
+
+def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
+    for bound in ("macs", "params", "file_mb", "memory_mb"):
+        with pytest.raises(ValueError, match=f"{bound} = 0.001 cannot be met: the least of"):
+            specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), **FEW, **{f"max_{bound}": 0.001})
+    assert work["evaluated"] == 0
+
+
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
     class Stub:
         supernet = SimpleNamespace(figure="accuracy")
@@ -196,6 +212,7 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
 
         def file_items(self, config, part):
             rights = np.r_[np.ones(self.right[config]), np.zeros(100 - self.right[config])]
+            rights = rights[::-1] if config == "as good" else rights  # right where others are not
             return {"accuracy": rights, "loss": 1 - rights, "counted": np.ones(100)}
 
         def confirm(self, config):
@@ -206,8 +223,10 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
         for name, ms in (("good", 3.0), ("as good", 2.0), ("worse", 1.0), ("misses", 1.5), ("slow", 6.0))
     ]
     right = {"good": 90, "as good": 89, "worse": 80, "misses": 95, "slow": 99}
-    assert bench.best_file(Stub(right), finals, 5.0)["config"] == "as good"
-    assert bench.best_file(Stub(right), finals[:1], 2.0) is None
+    assert bench.best_file(Stub(right), finals, {"latency_ms": 5.0})["config"] == "as good"
+    assert bench.best_file(Stub(right), finals[:1], {"latency_ms": 2.0}) is None
+    sized = [final | {"params": 7.0 - final["latency_ms"]} for final in finals]
+    assert bench.best_file(Stub(right), sized, {"latency_ms": 5.0, "params": 4.0})["config"] == "good"
 
 
 def test_distinct_rows_are_new_and_apart():
