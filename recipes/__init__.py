@@ -6,10 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from recipes.bench import Bench
+from typing import Any
 
 __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "specialize"]
 
@@ -154,8 +151,8 @@ def read_samples(name: str, given: int | str) -> int | None:
 
 
 @contextmanager
-def open_bench(supernet: str, device: str, data: str | None, store: str | None) -> Iterator[Bench]:
-    """The bench of a saved supernet on a device, with its data and its store."""
+def open_bench(supernet: str, device: str, data: str | None, store: str | None) -> Iterator[Any]:
+    """The `recipes.bench.Bench` of a saved supernet on a device, with its data and its store."""
     import tempfile
 
     from predictors.devices import get_device

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an i
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 LEAST = 5  # networks that a latency predictor is fitted on
 FIRST, STEP, MOST = 20, 5, 200  # ... timed before it is asked whether they are enough, between that, and at most
+LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
 
@@ -110,8 +112,14 @@ def find_network(
     def score(X: np.ndarray) -> np.ndarray:
         return -(bench.evaluate(X, "evaluating")["loss"] if direct else predictors["loss"].predict(X))
 
+    def slowest_told(X: np.ndarray) -> np.ndarray:
+        """The upper ends of the intervals that latencies are predicted to lie in; few rows tell none for `LEVEL`."""
+        rows = len(latency.cv_errors_)
+        return latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1]
+
     winner, timed = None, {}
-    for _ in range(ROUNDS):
+    # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
+    for told in (slowest_told, *[latency.predict] * (ROUNDS - 1)):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
         for _ in range(1 if direct else REFITS):
             if not direct:
@@ -120,13 +128,13 @@ def find_network(
                 result = evolutionary_search(
                     space,
                     score,
-                    [(latency.predict, budget), *((limit.predict, limit.bound) for limit in limits)],
+                    [(told, budget), *((limit.predict, limit.bound) for limit in limits)],
                     population=population,
                     generations=generations,
                     seed=seed,
                 )
             except InfeasibleError:  # to the corrected predictor nothing is fast enough
-                if winner is None:
+                if winner is None and told is not slowest_told:
                     raise
                 break
             new = distinct(result.X, A, finalists)
@@ -137,12 +145,14 @@ def find_network(
         # budget already, only those that seem better than the best of these.
         merits = figures["accuracy"] if figure == "accuracy" else -figures["loss"]
         order = np.lexsort((figures["loss"], -merits))
-        told = latency.predict(A) <= budget
+        within = told(A) <= budget
         for limit in limits:
-            told &= limit.predict(A) <= limit.bound
-        fits = [i for i in order if told[i] and tuple(A[i]) not in timed]
+            within &= limit.predict(A) <= limit.bound
+        fits = [i for i in order if within[i] and tuple(A[i]) not in timed]
         met = [final["merit"] for final in timed.values() if final.get("passed")]
         chosen = [i for i in fits if merits[i] > max(met, default=-math.inf)][:finalists]
+        if not chosen and told is slowest_told:
+            continue
         if not chosen:
             break
         C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
@@ -359,20 +369,35 @@ class Limit:
 
 
 class Bench:
-    """A supernet, its data, a device and the store: what is measured once is never measured again."""
+    """A supernet, its data, a device and the store: what is measured once is never measured again.
+
+    Without data (None) it measures latencies of files that calibrate on nothing, those of the faster exporter.
+    """
 
     def __init__(
-        self, supernet: Supernet, data: Any, device: Device, store: Store, files: Path, section: dict[str, Any]
+        self, supernet: Supernet, data: Any | None, device: Device, store: Store, files: Path, section: dict[str, Any]
     ) -> None:
-        supernet.check_data(data.input_spec)
-        supernet.input_spec = dict(data.input_spec)
+        if data is not None:
+            supernet.check_data(data.input_spec)
+            supernet.input_spec = dict(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
         self.files, self.section = files, section
         self.quiet: dict[str, float] | None = None
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         files.mkdir(parents=True, exist_ok=True)
-        self.selected = list(part_of(data, "select"))
-        self.weights_id, self.data_id = state_digest(supernet.state_dict()), data_digest(data, self.selected)
+
+    @cached_property
+    def selected(self) -> list[list[Tensor]]:
+        """The batches by which networks are chosen."""
+        return list(part_of(self.data, "select"))
+
+    @cached_property
+    def weights_id(self) -> str:
+        return state_digest(self.supernet.state_dict())
+
+    @cached_property
+    def data_id(self) -> str:
+        return data_digest(self.data, self.selected)
 
     # ---- latency
 
