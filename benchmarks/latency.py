@@ -5,9 +5,9 @@
 Of each device 60 uniformly random subnets are timed to fit the predictor and 40 others, later, to test it. Printed are
 the mean absolute relative errors in % on the 40: of the predictor, of a straight line on MACs and of a constant; the
 noise floor of the measurements; how many of the 40 the predictor's 90 % intervals hold, as the mean over 10 random
-splits of the 100; and where `--samples auto` would have stopped, with its error. With onnxruntime first, each further
-device also has the error of a predictor that is fitted on 10 of its measurements with onnxruntime's 60 as its source,
-and without them, as the mean over 20 draws.
+splits of the 100; and where `--samples auto` would have stopped, with its error. Each device but the first also has the
+error of a predictor that is fitted on 10 of its measurements with the first one's predictor as its source, and without
+it, as the mean over 20 draws.
 
 Weights are random: latency does not depend on them. cnn is MobileNetV3, width 0.5, at --size pixels (64) and smaller;
 translation is that of recipes/hat/libreoffice_en_de.yaml. Measurements are in OUT/NAME.sqlite: a run that was
@@ -29,7 +29,8 @@ import hat
 import ofa
 from predictors import LatencyPredictor, Store, get_device, quality
 from predictors.latency import enough
-from recipes.bench import FIRST, STEP, Bench, MacsAlone
+from recipes import FIRST_SAMPLES
+from recipes.bench import STEP, Bench, MacsAlone
 from recipes.cli import recipe_path
 from supernet.model import Supernet
 
@@ -73,7 +74,7 @@ def main() -> None:
             bench.latencies(X[tested], f"{name}, to test")
             ms = bench.latencies(X, name)  # all on one scale
             floor = bench.noise_floor(X)
-            sizes = range(FIRST, FITTED + 1, STEP)
+            sizes = range(FIRST_SAMPLES, FITTED + 1, STEP)
             stops = stop(terms, X, ms, {n: bench.noise_floor(X[:n]) for n in sizes})
         models = {
             "predictor": LatencyPredictor(terms=terms),
@@ -97,7 +98,7 @@ def main() -> None:
             print(
                 f"  from 10: {few[0]:.2f} % with {arguments.devices[0]} as source, {few[1]:.2f} % without", flush=True
             )
-        if name == "onnxruntime":
+        if source is None:
             source = models["predictor"]
 
 

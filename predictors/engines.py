@@ -21,7 +21,7 @@ from predictors.devices import Device
 from predictors.runtimes import Run, Source
 
 # Errors of what was asked for, not of the network.
-USERS_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+USERS_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 class NetworkError(Exception):
@@ -71,15 +71,14 @@ class Worker:
 
         Meant for a process that has not done so before; the runtime is imported first, and does not count.
         """
+        if not (forget := Path("/proc/self/clear_refs")).is_file():
+            raise OSError("how much memory a network takes is only told on Linux")
         self.device.import_runtime()
         gc.collect()
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
-            before = resident("VmRSS")
-            self.load("", source)
-            return resident("VmHWM") - before
-        except FileNotFoundError:
-            raise NotImplementedError("the memory that a network takes is only told by Linux") from None
+        forget.write_text("5")  # the peak is that from now on
+        before = resident("VmRSS")
+        self.load("", source)
+        return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:

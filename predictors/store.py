@@ -35,7 +35,7 @@ TABLES = {
         dict.fromkeys(FIGURES, "REAL")
         | {"rounds": "INTEGER", "runs": "INTEGER", "reference": "NAME", "taken": "TEXT", "device": "SHARED JSON"},
     ),
-    "footprint": Table(("network_id", "device_id"), {"file_mb": "REAL", "memory_mb": "REAL"}),
+    "footprint": Table(("network_id", "device_id", "kind"), {"mb": "REAL"}),
     "failure": Table(("network_id", "device_id"), {"reasons": "JSON", "taken": "TEXT", "device": "SHARED JSON"}),
     "accuracy": Table(("network_id", "weights_id", "data_id"), {"accuracy": "REAL", "loss": "REAL"}),
     "items": Table(
@@ -64,10 +64,11 @@ def network_id(family: str, arguments: Mapping[str, Any], config: Any) -> str:
 class Store:
     """Measurements by key, only ever added to; a context manager.
 
-    `TABLES` has the columns: `latency`, `footprint` and `failure` are keyed by (network_id, device_id), `accuracy` and
-    `items` by (network_id, weights_id, data_id). One key may have several records, as they were taken. Each `add` is a
-    commit of its own, so that a killed process loses nothing that `add` returned from; several processes may write at
-    once, each with its own Store. A file that is not a store, is damaged or has other tables raises ValueError.
+    `TABLES` has the columns: `latency` and `failure` are keyed by (network_id, device_id), `footprint` by its kind too,
+    `accuracy` and `items` by (network_id, weights_id, data_id). One key may have several records, as they were taken.
+    Each `add` is a commit of its own, so that a killed process loses nothing that `add` returned from; several
+    processes may write at once, each with its own Store. A file that is not a store, is damaged or has other tables
+    raises ValueError.
     """
 
     def __init__(self, path: str | Path) -> None:

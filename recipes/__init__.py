@@ -11,6 +11,8 @@ from typing import Any
 __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "specialize"]
 
 FORMATS = ("onnx", "timm", "huggingface")
+# Networks that are timed: at least; before it is asked whether they are enough; at most where nothing else is said.
+LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
 
 
 def specialize(
@@ -102,7 +104,7 @@ def measure(
     supernet: str,
     device: str,
     samples: int | str = "auto",
-    max_samples: int = 200,
+    max_samples: int = MOST_SAMPLES,
     max_seconds: float = 3600.0,
     data: str | None = None,
     store: str | None = None,
@@ -129,7 +131,7 @@ def measure(
         were spent on}
     """
     number = read_samples("samples", samples)
-    for name, bound in {"max_samples": 20, "seed": 0}.items():
+    for name, bound in {"max_samples": FIRST_SAMPLES, "seed": 0}.items():
         if locals()[name] < bound:
             raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
     if not 0 < max_seconds < math.inf:
@@ -145,8 +147,8 @@ def read_samples(name: str, given: int | str) -> int | None:
     """A number of networks to time, or None for auto."""
     if given == "auto":
         return None
-    if isinstance(given, str) or given < 5:
-        raise ValueError(f"{name} = {given}: a number of at least 5, or auto")
+    if isinstance(given, str) or given < LEAST_SAMPLES:
+        raise ValueError(f"{name} = {given}: a number of at least {LEAST_SAMPLES}, or auto")
     return given
 
 

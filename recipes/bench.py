@@ -29,6 +29,7 @@ from predictors.latency import LatencyPredictor, enough, quality
 from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
 from predictors.runtimes import batches
 from predictors.store import Store, digest, network_id
+from recipes import FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES
 from recipes.report import draw_front, write_page
 from supernet.export import NETWORK_FILES, PLAN, quantize_onnx, to_onnx, write_folder, write_network, write_onnx
 from supernet.model import Supernet, calibrate, total
@@ -41,8 +42,7 @@ FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "report.html", "front.png")
 ROUNDS = 5  # of search, export and measuring
 TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
-LEAST = 5  # networks that a latency predictor is fitted on
-FIRST, STEP, MOST = 20, 5, 200  # ... timed before it is asked whether they are enough, between that, and at most
+STEP = 5  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -258,7 +258,7 @@ def time_samples(
     bench: Bench,
     samples: int | None,
     rng: np.random.Generator,
-    most: int = MOST,
+    most: int = MOST_SAMPLES,
     most_seconds: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows X that a latency predictor is fitted on, and their latencies in ms; infinite where a network fails.
@@ -268,16 +268,16 @@ def time_samples(
     """
     X = latency_rows(bench.supernet.space, most if samples is None else samples, rng)
     errors: dict[int, float] = {}
-    for n in range(FIRST, len(X) + STEP, STEP) if samples is None else [samples]:
+    for n in range(FIRST_SAMPLES, len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
         ms = bench.latencies(X[:n], "timing samples")
         ran = np.isfinite(ms)
-        if ran.sum() >= LEAST and samples is None:
+        if ran.sum() < LEAST_SAMPLES:
+            raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
+        if samples is None:
             errors[n] = LatencyPredictor(terms=bench.supernet.cost_terms).fit(X[:n][ran], ms[ran]).cv_error_
             if enough(errors, bench.noise_floor(X[:n][ran])) or bench.seconds["timing"] > most_seconds:
                 break
-    if ran.sum() < LEAST:
-        raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
     floor = bench.noise_floor(X[:n][ran])
     if floor > TOO_NOISY:
         print(
@@ -346,7 +346,7 @@ class Limit:
         self.model = LatencyPredictor(terms=bench.supernet.cost_terms)
         self.X, self.y = X, np.array([])
         if not self.exact:
-            self.y = bench.footprints(X, "search")[name]
+            self.y = bench.footprints(X, "search", name)
             self.model.fit(self.X, self.y)
         least = min(self.predict(X).min(), self.y.min(initial=math.inf))
         if bound < least:
@@ -358,13 +358,13 @@ class Limit:
     def of(self, config: Any) -> float:
         """What the file that ships takes."""
         X = self.bench.supernet.space.encode([config])
-        return float((self.predict(X) if self.exact else self.bench.footprints(X, "final")[self.name])[0])
+        return float((self.predict(X) if self.exact else self.bench.footprints(X, "final", self.name))[0])
 
     def learn(self, X: np.ndarray) -> None:
         """Correct the predictor by the files that ship of the rows X, which were measured."""
         if not self.exact and len(X):
             self.X = np.concatenate([self.X, X])
-            self.y = np.concatenate([self.y, self.bench.footprints(X, "final")[self.name]])
+            self.y = np.concatenate([self.y, self.bench.footprints(X, "final", self.name)])
             self.model.fit(self.X, self.y)
 
 
@@ -419,26 +419,29 @@ class Bench:
         ms[[bool(r) for r in records]] = self._undrifted([r[which] for r in records if r], exporter)
         return ms
 
-    def footprints(self, X: np.ndarray, exporter: str) -> dict[str, np.ndarray]:
-        """{"file_mb": (n,), "memory_mb": (n,)} of the rows of X: the size of their files, and by how much a fresh
+    def footprints(self, X: np.ndarray, exporter: str, kind: str) -> np.ndarray:
+        """What the rows of X take, (n,) in MB: `file_mb`, the size of their files; or `memory_mb`, by how much a fresh
         process grows at most that loads the network and runs it once."""
         configs = self.supernet.space.decode(X)
-        keys = [self._key(config, exporter) for config in configs]
+        keys = [(*self._key(config, exporter), kind) for config in configs]
         missing = set(self.store.missing("footprint", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
-        for key, config in progress(iter(todo.items()), len(todo), "measuring memory"):
-            subnet = self._subnet(config, exporter)
-            files = self.onnx(config, subnet, exporter == "search")
-            size = sum(file.stat().st_size for file in (files.iterdir() if files.is_dir() else [files]))
-            source = subnet.inference(self.device.batch) if self.device.times_modules else files
-            try:
-                with self._spending("memory"):
-                    grown = peak_memory(self.device, source)
-            except NetworkError as error:
-                raise ValueError(f"{self.device.name}: the memory of {config} cannot be told: {error}") from error
-            self.store.add("footprint", key, {"file_mb": size / 1e6, "memory_mb": grown / 1e6})
+        for key, config in progress(iter(todo.items()), len(todo), f"measuring {kind}"):
+            if kind == "memory_mb":
+                taken = self._memory(config, self._source(config, exporter)())
+            else:
+                files = self.onnx(config, self._subnet(config, exporter), exporter == "search")
+                taken = sum(file.stat().st_size for file in (files.iterdir() if files.is_dir() else [files]))
+            self.store.add("footprint", key, {"mb": taken / 1e6})
         records = self.store.get("footprint", keys)
-        return {name: np.array([records[key][-1][name] for key in keys]) for name in ("file_mb", "memory_mb")}
+        return np.array([records[key][-1]["mb"] for key in keys])
+
+    def _memory(self, config: Any, source: Any) -> int:
+        try:
+            with self._spending("memory"):
+                return peak_memory(self.device, source)
+        except NetworkError as error:
+            raise ValueError(f"{self.device.name}: the memory of {config} cannot be told: {error}") from error
 
     def reasons(self) -> str:
         """Why networks failed on the device."""
@@ -577,7 +580,10 @@ class Bench:
         return evaluate_items(lambda inputs: network(*network.prepare(inputs)), self.selected)
 
     def file_items(self, config: Any, part: str) -> dict[str, np.ndarray]:
-        """Figures of the items of a part of the data (see `evaluate_items`): of the file that ships, in its runtime."""
+        """Figures of the items of a part of the data (see `evaluate_items`): of the file that ships, in its runtime.
+
+        The devices that time modules, torch-compile too, have no file: there it is the network, layer by layer.
+        """
         runtime = {name: self.device.fingerprint()[name] for name in ("cpu", "version")}
         runtime |= {"runtime": self.device.runtime, "precision": self.device.precision}
         data_id = self.data_id if part == "select" else data_digest(self.data, part_of(self.data, part))
@@ -685,7 +691,7 @@ def part_of(data: Any, name: str) -> Iterator[list[Tensor]]:
         yield from data.test_dataloader()
         return
     for batch in data.val_dataloader():
-        items = [x[("select", "report").index(name) :: 2] for x in batch]
+        items = [x[PARTS.index(name) :: 2] for x in batch]
         if len(items[-1]):
             yield items
 

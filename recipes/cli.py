@@ -27,11 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(argv)
     except KeyboardInterrupt:
-        kept = (
-            "; what was measured is kept, and the same command goes on from it"
-            if argv[:1] and argv[0] in ("measure", "specialize")
-            else ""
-        )
+        measures = argv[0] in ("measure", "specialize")
+        kept = "; what was measured is kept, and the same command goes on from it" if measures else ""
         print(f"supernet: interrupted{kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
@@ -91,8 +88,8 @@ def run(argv: list[str]) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step.
 
-    It gives blocks of some megabytes back to the system, and each activation of that size is then made of pages that
-    are new, whose faults take a good part of a small network's training step on a CPU.
+    It gives blocks of some megabytes back to the system, and each activation of that size then takes new pages, one
+    fault a page.
     """
     mmap_threshold, trim_threshold = -3, -1  # of malloc.h
     try:

@@ -55,8 +55,8 @@ def main() -> None:
         export(str(out / "subnet"), str(out / "files"), "onnx,timm")
         rivals = within_budget(bench, budget)
         best_random = rivals[bench.evaluate(rivals, "evaluating 20 random networks")["accuracy"].argmax()]
-        configs = space.decode(np.stack([best_random, space.encode([load(out / "subnet").config])[0]]))
-        random_items, found_items = (bench.torch_items(config) for config in configs)
+        (random_config,) = space.decode(best_random[None])
+        random_items, found_items = map(bench.torch_items, (random_config, load(out / "subnet").config))
         whole = bench.calibrated(space.largest())
 
     draw_training(run / "logs", out / "training.png")

@@ -112,7 +112,7 @@ class Supernet(nn.Module, ABC):
     def run_parts(self, run: RunPart, inputs: Sequence[Tensor]) -> Tensor:
         """What `forward` returns for these inputs, computed by what `parts` was exported to."""
         ((name, part),) = self.parts().items()
-        made = run(name, {name: x.numpy() for name, x in zip(part.names, inputs, strict=True)})
+        made = run(name, {key: x.numpy() for key, x in zip(part.names, inputs, strict=True)})
         return torch.from_numpy(made[part.outputs[0]])
 
     def prepare(self, inputs: Sequence[Tensor], config: Any = None) -> Sequence[Tensor]:
