@@ -6,6 +6,7 @@ from typing import Any
 FAMILIES = ("MobileNetV3",)  # the supernets, which saved networks name
 
 _HOMES = {
+    "LatencyTable": "ofa.latency_table",
     "MobileNetV3": "ofa.mobilenet_v3",
     "MobileNetV3Config": "ofa.mobilenet_v3",
     "mobilenet_v3_space": "ofa.mobilenet_v3",
