@@ -1,0 +1,154 @@
+"""Budgets: are they met later, on the files, and is what `supernet specialize` finds better than the best of a pool?
+
+    supernet fit --config ofa/fashion_mnist --data.init_args.download true
+    python benchmarks/budgets.py specialize runs/fashion_mnist/supernet onnxruntime openvino [--out runs/budgets]
+    python benchmarks/budgets.py pool       runs/fashion_mnist/supernet onnxruntime openvino
+    python benchmarks/budgets.py later      runs/fashion_mnist/supernet onnxruntime openvino
+    python benchmarks/budgets.py table      runs/fashion_mnist/supernet onnxruntime openvino
+
+`specialize` finds a network for each of 10 budgets on each device, evenly spread on a log scale from 1.05 times the
+fastest network's latency to the slowest's. `pool` times 400 random networks, whose MACs are spread evenly, and
+evaluates them on the report part of the held-out data. `later`, at least 10 minutes after `specialize`, times the files
+in 5 fresh processes and divides by what the reference network takes now and took then. `table` gives, of each budget,
+the latency then and later over the budget, and the difference to the pool's member that keeps within the budget and is
+best on one half of the report part, on the other half, with its paired standard error; at the end, how many budgets
+are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from predictors import Store, get_device
+from predictors.measuring import measure
+from predictors.runtimes import part_file
+from recipes import import_families, make_data, read_section, specialize
+from recipes.bench import Bench, time_samples
+from supernet.export import load
+from supernet.sampling import stratified
+from supernet.training import compare, means
+
+BUDGETS, POOL, PROCESSES, WAIT = 10, 400, 5, 600
+
+
+@contextmanager
+def opened(supernet: Path, device: str, out: Path) -> Iterator[Bench]:
+    import_families()
+    section = read_section(str(supernet))
+    with Store(out / "measurements.sqlite") as store, tempfile.TemporaryDirectory() as files:
+        yield Bench(load(supernet), make_data(section), get_device(device), store, Path(files), section)
+
+
+def found(device: str, out: Path) -> dict[str, dict]:
+    """The reports of the networks for a device by the names of their folders, smallest budget first."""
+    name = get_device(device).name
+    reports = json.loads((out / "reports.json").read_text())
+    rows = [(folder, report) for folder, report in reports.items() if report["device"]["name"] == name]
+    return dict(sorted(rows, key=lambda row: row[1]["budget_ms"]))
+
+
+def pool(supernet: Path, device: str, out: Path) -> None:
+    with opened(supernet, device, out) as bench:
+        bench.latencies(pool_rows(bench), f"{device}, pool")
+    with opened(supernet, "torch", out) as bench:  # float32 files compute the same
+        for i, config in enumerate(bench.supernet.space.decode(pool_rows(bench))):
+            bench.file_items(config, "report")
+            if i % 50 == 0:
+                print(f"{i} of {POOL} evaluated", flush=True)
+
+
+def pool_rows(bench: Bench) -> np.ndarray:
+    space = bench.supernet.space
+    cost = lambda X: bench.supernet.costs(X)["macs"]  # noqa: E731
+    return space.encode(stratified(space, POOL, 0, 1, cost=cost, candidates=20 * POOL))
+
+
+def later(supernet: Path, device: str, out: Path) -> None:
+    networks = found(device, out)
+    ready = (out / "reports.json").stat().st_mtime + WAIT
+    if time.time() < ready:
+        raise SystemExit(f"{device}: not before {time.ctime(ready)}")
+    with opened(supernet, device, out) as bench:
+        smallest = bench.supernet.space.smallest()
+        reference = ("reference", bench.network_file(smallest, bench.calibrated(smallest), fast=True))
+        files = {folder: part_file(out / "networks" / folder, "subnet") for folder in networks}
+        ratios = []
+        for _ in range(PROCESSES):
+            timed = dict(measure(bench.device, files, reference, engine="process"))
+            ratios.append([timed[key].median / timed[key].reference_median for key in files])
+    took = {
+        folder: float(ratio * networks[folder]["reference_ms"])
+        for folder, ratio in zip(files, np.median(ratios, axis=0))
+    }
+    (out / f"later-{bench.device.name}.json").write_text(json.dumps(took, indent=1))
+
+
+def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, float]]:
+    """(latency later over budget, difference to the pool's best, its standard error) of each budget."""
+    rows, networks = [], found(device, out)
+    with opened(supernet, device, out) as bench:
+        samples, sampled_ms = time_samples(bench, None, np.random.default_rng(0))
+        bench.fix_scale(samples[np.isfinite(sampled_ms)])  # that of the budgets
+        X = pool_rows(bench)
+        ms = bench.latencies(X, f"{device}, pool")
+    with opened(supernet, "torch", out) as bench:
+        space, figure = bench.supernet.space, bench.supernet.figure
+        sign = 1 if figure == "accuracy" else -1
+        items = [halves(bench.file_items(config, "report")) for config in space.decode(X)]
+        merit = np.array([sign * means(chosen)[figure] for chosen, _ in items])
+        later_ms = json.loads((out / f"later-{get_device(device).name}.json").read_text())
+        for folder, report in networks.items():
+            took = later_ms[folder] / report["budget_ms"]
+            then = report["confirmed_ms"] / report["budget_ms"]
+            told = f"{device} | {report['budget_ms']:g} ms | {then:.3f} | {took:.3f}"
+            fits = ms <= report["budget_ms"]
+            if not fits.any():
+                rows.append((took, np.nan, np.nan))
+                print(f"{told} | no member of the pool")
+                continue
+            best = np.where(fits, merit, -np.inf).argmax()
+            ours = halves(bench.file_items(space.config_class(**report["config"]), "report"))[1]
+            difference, error = compare(ours, items[best][1], figure)
+            rows.append((took, sign * difference, error))
+            print(f"{told} | {sign * difference:+.4f} ({error:.4f})")
+    return rows
+
+
+def halves(items: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return tuple({name: values[half::2] for name, values in items.items()} for half in (0, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["specialize", "pool", "later", "table"])
+    parser.add_argument("supernet", type=Path)
+    parser.add_argument("devices", nargs="+", metavar="DEVICE")
+    parser.add_argument("--out", type=Path, default=Path("runs/budgets"))
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    if a.command == "specialize":
+        store = str(a.out / "measurements.sqlite")
+        options = dict(pareto=BUDGETS, store=store, overwrite=True)
+        reports = specialize(str(a.supernet), ",".join(a.devices), str(a.out / "networks"), **options)
+        (a.out / "reports.json").write_text(json.dumps(reports, default=float))
+        return
+    rows = [globals()[a.command](a.supernet, device, a.out) for device in a.devices]
+    if a.command == "table":
+        took, difference, error = np.concatenate(rows).T
+        print(
+            f"of {len(took)}: later within 1.02 of the budget {(took <= 1.02).sum()}, 1.05 {(took <= 1.05).sum()}; no"
+            f" worse than the pool's best {(difference >= -error).sum()} of {np.isfinite(difference).sum()}, better by"
+            f" {np.nanmean(difference):.4f} on the mean"
+        )
+
+
+if __name__ == "__main__":
+    main()
