@@ -17,8 +17,8 @@ test: $(INSTALLED)
 	$(VENV)/bin/pytest
 
 test-extras: $(INSTALLED)
-	$(VENV)/bin/pip install --quiet --editable '.[openvino]'
-	$(VENV)/bin/pytest -m openvino tests/test_runtimes.py
+	$(VENV)/bin/pip install --quiet --editable '.[openvino,executorch,ray]'
+	$(VENV)/bin/pytest -m extras tests/test_runtimes.py tests/test_ray.py
 	command -v chromium > /dev/null || (apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium)
 	$(VENV)/bin/pytest -m browser tests/test_report.py
 

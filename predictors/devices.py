@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -90,7 +90,7 @@ class Device:
     @property
     def times_modules(self) -> bool:
         """Whether it times (module, inputs) of torch rather than files."""
-        return RUNTIMES[self.runtime].package == "torch"
+        return RUNTIMES[self.runtime].files is None
 
     @property
     def id(self) -> str:
@@ -98,8 +98,12 @@ class Device:
 
         Left out are the name, the statistic (all are kept) and which CPUs `affinity` = None came to.
         """
+        return self.id_on(self.fingerprint())
+
+    def id_on(self, fingerprint: Mapping[str, Any]) -> str:
+        """The `id` on a machine with this fingerprint."""
         kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "statistic")}
-        return digest(kept | {k: v for k, v in self.fingerprint().items() if k != "cpus"})
+        return digest(kept | {k: v for k, v in fingerprint.items() if k != "cpus"})
 
     def load(self, source: Source) -> Run:
         """`source` made ready to run: a function that does one inference on fixed inputs.
@@ -122,8 +126,10 @@ class Device:
         return self._made(RUNTIMES[self.runtime].open, source)
 
     def import_runtime(self) -> None:
-        """Import the runtime's package, as loading a network would."""
-        importlib.import_module(RUNTIMES[self.runtime].package)
+        """Import of the runtime what loading a network would."""
+        runtime = RUNTIMES[self.runtime]
+        for module in runtime.modules or (runtime.package,):
+            importlib.import_module(module)
 
     def _made(self, make: Callable[[Device, Source], tuple[Any, str]], source: Source) -> Any:
         RUNTIMES[self.runtime].version()
@@ -143,6 +149,8 @@ DEVICES = {
         Device("openvino", "openvino"),
         Device("openvino-bf16", "openvino", "bfloat16"),
         Device("openvino-int8", "openvino", "int8"),
+        Device("executorch", "executorch"),
+        Device("executorch-int8", "executorch", "int8"),
     )
 }
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import glob
 import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from predictors.devices import Device
-from predictors.runtimes import Run, Source
+from predictors.runtimes import Run, RunPart, Source
 
 # Errors of what was asked for, not of the network.
 USERS_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -34,6 +39,11 @@ class Worker:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.runs: dict[str, Run] = {}
+        self.parts: RunPart | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The machine that this is, as the device sees it."""
+        return self.device.fingerprint()
 
     def load(self, key: str, source: Source) -> None:
         """Load a network, and run it once, since that allocates."""
@@ -44,6 +54,14 @@ class Worker:
 
     def drop(self, key: str) -> None:
         self.runs.pop(key, None)
+
+    def open(self, source: Source) -> None:
+        """Open a network's files, for `run`."""
+        self.parts = self.device.open(source)
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of a file of the network that was opened."""
+        return self.parts(name, feeds)
 
     def time(self, key: str) -> tuple[float, ...]:
         """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones."""
@@ -87,7 +105,7 @@ def resident(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-Call = Callable[..., Any]  # call("load" | "drop" | "time", *arguments) of a worker
+Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker
 
 
 @contextmanager
@@ -139,13 +157,141 @@ def process_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
             worker.end()
 
 
-def peak_memory(device: Device, source: Source) -> int:
+@contextmanager
+def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
+    """A worker in a process of its own on that machine of a Ray cluster which has the device (the extra `ray`).
+
+    The machine says so by a custom resource: `ray start --resources '{"device:NAME": 1}'`. The worker holds one of it
+    from its first call to the end, and of two workers on a machine one waits. Files travel with the call; this project
+    is to be installed there. The cluster is that of the caller's `ray.init`, of RAY_ADDRESS, or the one that runs on
+    this machine. ValueError where no machine has the device. Else as `process_engine`, also where a machine is lost.
+    """
+    ray = import_ray()
+    token = f"device:{device.name}"
+    joined = not ray.is_initialized()
+    if joined:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
+    host = None
+
+    def there() -> bool:
+        return token in ray.cluster_resources()
+
+    def made() -> Any:
+        """A host that holds the device, however long others do before."""
+        host = ray.remote(num_cpus=0, resources={token: 1})(_Host).remote(device, limit)
+        ready = host.ready.remote()
+        while not ray.wait([ready], timeout=10)[0]:
+            if not there():
+                raise NetworkError(f"the Ray cluster has lost {token}")
+        ray.get(ready)
+        return host
+
+    def call(method: str, *arguments: Any) -> Any:
+        nonlocal host
+        if method in ("load", "open", "memory") and not device.times_modules:
+            arguments = (*arguments[:-1], packed(Path(arguments[-1])))
+        try:
+            if host is None:
+                host = made()
+            answer = pickle.loads(ray.get(host.call.remote(method, *arguments), timeout=limit + 30))
+        except ray.exceptions.RayError as error:  # those of the worker itself are answers
+            end()
+            raise NetworkError(f"its worker was lost: {type(error).__name__}: {error}") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def end() -> None:
+        nonlocal host
+        if host is not None:
+            ray.wait([host.close.remote()], timeout=5)
+            ray.kill(host)
+            host = None
+
+    try:
+        if not there():
+            known = ", ".join(sorted(name for name in ray.cluster_resources() if name.startswith("device:")))
+            raise ValueError(
+                f"no machine of the Ray cluster has {token} (it has {known or 'no device'}): start one that has it with"
+                f" ray start --resources '{{\"{token}\": 1}}'"
+            )
+        yield call
+    finally:
+        end()
+        if joined:
+            ray.shutdown()
+
+
+class _Host:
+    """What runs on the device's machine, one at a time: the process engine, which gets files that arrived as files."""
+
+    def __init__(self, device: Device, limit: float) -> None:
+        self._device, self._limit, self._stack = device, limit, ExitStack()
+
+    def ready(self) -> None:
+        """Wait until no other measures on this machine."""
+        import fcntl  # not on Windows, which no Ray machine is to be
+
+        if os.nice(0) > 0:  # Ray's default, with which other programs would go first
+            try:
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
+            except PermissionError as error:
+                raise OSError("Ray's workers have a low priority here: start it with RAY_worker_niceness=0") from error
+        lock = self._stack.enter_context(open(Path(tempfile.gettempdir()) / "supernet-measures.lock", "w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        self._call = self._stack.enter_context(process_engine(self._device, self._limit))
+
+    def call(self, method: str, *arguments: Any) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                sources = [x.unpack(Path(folder)) if isinstance(x, Packed) else x for x in arguments]
+                answer = self._call(method, *sources)
+            except (NetworkError, *USERS_ERRORS) as error:
+                answer = error
+        return pickle.dumps(answer)  # Ray's own arrays could not be written to
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A network's files on their way to another machine: of a folder, or one (`name`) with what lies beside it."""
+
+    files: dict[str, bytes]
+    name: str = ""
+
+    def unpack(self, folder: Path) -> Path:
+        for name, data in self.files.items():
+            (folder / name).write_bytes(data)
+        return folder / self.name
+
+
+def packed(path: Path) -> Packed:
+    if path.is_dir():
+        return Packed({file.name: file.read_bytes() for file in path.iterdir() if file.is_file()})
+    if not path.is_file():
+        raise FileNotFoundError(f"a file is timed, and {path} is not there")
+    beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
+    return Packed({file.name: file.read_bytes() for file in beside if file.is_file()}, path.name)
+
+
+def import_ray() -> Any:
+    """Ray; ImportError says what to install."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("ray is not installed: pip install 'supernet[ray]'") from error
+    return ray
+
+
+ENGINES = {"thread": thread_engine, "process": process_engine, "ray": ray_engine}
+
+
+def peak_memory(device: Device, source: Source, engine: str = "process") -> int:
     """The bytes by which a fresh process, with the runtime imported, grows at most that loads a network and runs it."""
-    with process_engine(device) as call:
+    with ENGINES[engine](device) as call:
         return call("memory", source)
-
-
-ENGINES = {"thread": thread_engine, "process": process_engine}
 
 
 class _Process:
@@ -250,8 +396,6 @@ def runtime_threads(device: Device) -> Iterator[None]:
 
 def cache_evictor() -> Call:
     """A function that reads and writes twice as many bytes as the largest cache holds."""
-    import numpy as np
-
     buffer = np.zeros(2 * largest_cache(), np.uint8)
     return lambda: np.add(buffer, 1, out=buffer)
 

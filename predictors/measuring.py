@@ -135,19 +135,21 @@ def measure(
     order within a round is random. The `reference` (its name, its source) runs at both ends of every round, so that
     `latencies` can divide out drift.
 
-    Where networks run is the `engine`: "thread", a pinned thread of this process, or "process", one that a network may
+    Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one that a network may
     crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too; no other network
-    loses a round. A source that is not what the device times raises ValueError, TypeError or OSError; a reference that
-    fails, NetworkError.
+    loses a round; or "ray", such a process on the machine of a Ray cluster that has the device. A source that is not
+    what the device times raises ValueError, TypeError or OSError; a reference that fails, NetworkError.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
     rng = np.random.default_rng(seed)
     arriving = iter(networks.items() if isinstance(networks, Mapping) else networks)
-    description = dataclasses.asdict(device) | device.fingerprint()
     name = "" if reference is None else reference[0]
     active: deque[_Timing] = deque()
+    if engine != "ray":
+        device.cpus()  # before any process is asked to run on them
     with ENGINES[engine](device) as call:
+        description = dataclasses.asdict(device) | call("fingerprint")
         bench = _Bench(call)
         standard = None if reference is None else _Timing(*reference)
         while True:
@@ -202,10 +204,9 @@ class _Bench:
         """One round of a network: its times, or () where it failed, which it notes."""
         try:
             if timing not in self._loaded:
-                # A function may export, which need not be where it is timed.
-                if callable(timing.source) and not hasattr(timing.source, "forward"):
-                    timing.source = timing.source()
-                self._call("load", timing.key, timing.source)
+                # A function may export, which need not be where it is timed, and is asked again for a fresh worker.
+                made = callable(timing.source) and not hasattr(timing.source, "forward")
+                self._call("load", timing.key, timing.source() if made else timing.source)
                 self._loaded.add(timing)
             return self._call("time", timing.key)
         except NetworkError as error:
@@ -221,7 +222,10 @@ class _Bench:
     def drop(self, timing: _Timing) -> None:
         if timing in self._loaded:
             self._loaded.remove(timing)
-            self._call("drop", timing.key)
+            try:
+                self._call("drop", timing.key)
+            except NetworkError:  # the worker was lost since, and nobody's network did it
+                self._loaded.clear()
 
 
 def now() -> str:

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import importlib.metadata
 import json
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +21,7 @@ Run = Callable[[], Any]  # one inference on fixed inputs
 Source = Any  # what a device times: the path of a file, or (module, inputs) for torch; or a function that makes it
 RunPart = Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # a file's name, its inputs -> its outputs
 PLAN = "run.json"  # in the folder of a network that runs in several files, as supernet.export writes it
+SUFFIXES = (".onnx", ".xml", ".pte")  # of files that a runtime loads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +30,17 @@ class Runtime:
 
     `load` (device, source) gives the run and the precision that the runtime itself says it computes in; `precisions`
     are those that a device may ask for. `package` is the distribution that it comes in, `extra` ours that installs it.
-    `open` (device, path), of a runtime of files, gives a function that runs them on given inputs, and the precision.
+    `files` is the suffix of what it takes, None of one that takes modules of torch; `open` (device, path), of a runtime
+    of files, gives a function that runs them on given inputs, and the precision. `modules` are what loading a network
+    imports, the package if left out.
     """
 
     load: Callable[[Device, Source], tuple[Run, str]]
     package: str
     extra: str | None = None
     precisions: tuple[str, ...] = ("float32",)
+    files: str | None = ".onnx"
+    modules: tuple[str, ...] = ()
     open: Callable[[Device, Source], tuple[RunPart, str]] | None = None
 
     def version(self) -> str:
@@ -174,6 +181,53 @@ class OpenVinoSession:
         return self._request.infer(feeds, share_inputs=True).to_tuple()
 
 
+class ExecuTorchSession:
+    """A .pte file in ExecuTorch, with XNNPACK."""
+
+    def __init__(self, device: Device, path: Path) -> None:
+        self.precision = executorch_precision(path)  # first, so that what it takes is free again
+        executorch = import_executorch()
+        if executorch._threadpool_get_thread_count() != device.threads:
+            executorch._unsafe_reset_threadpool(device.threads)  # of the process; unsafe while networks run
+        if (threads := executorch._threadpool_get_thread_count()) != device.threads:
+            raise RuntimeError(f"{device.name}: ExecuTorch took {threads} threads, not {device.threads}")
+        self._program = executorch._load_program(str(path))
+        methods = [self._program.get_method_name(i) for i in range(self._program.num_methods())]
+        self._method = self._program.load_method("forward")
+        meta = self._method.method_meta()
+
+        def names(of: str, n: int) -> list[str]:
+            """Those that the exporter wrote into the file; it has none itself."""
+            return list(self._program.load_method(of)([])) if of in methods else [f"{of}_{i}" for i in range(n)]
+
+        infos = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
+        for info in infos:
+            if info.dtype() not in EXECUTORCH_TYPES:
+                raise ValueError(f"{device.name}: {path} has an input of the type {info.dtype()}, which is not known")
+        self.inputs = {
+            name: (tuple(info.sizes()), np.dtype(EXECUTORCH_TYPES[info.dtype()]))
+            for name, info in zip(names("input_names", len(infos)), infos, strict=True)
+        }
+        self.outputs = names("output_names", meta.num_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        import torch
+
+        outputs = self._method([torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.inputs])
+        return [x.numpy() for x in outputs]
+
+
+def import_executorch() -> Any:
+    """ExecuTorch's bindings, without its warning that they are experimental."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.extension.pybindings import portable_lib
+
+    return portable_lib
+
+
 def load_session(device: Device, source: Source, session: Callable[[Device, Path], Session]) -> tuple[Run, str]:
     """A run of one file, or of a folder with a plan, on inputs that it makes up (batch first)."""
     path = Path(source)
@@ -202,7 +256,7 @@ def load_plan(device: Device, folder: Path, session: Callable[[Device, Path], Se
     or, for integers, with `integers`.
     """
     plan = json.loads((folder / PLAN).read_text())
-    first, then = (session(device, folder / f"{plan[part]}.onnx") for part in ("first", "then"))
+    first, then = (session(device, part_file(folder, plan[part])) for part in ("first", "then"))
     types = {name: dtype for opened in (first, then) for name, (_, dtype) in opened.inputs.items()}
 
     def filled(shapes: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
@@ -229,12 +283,12 @@ def load_plan(device: Device, folder: Path, session: Callable[[Device, Path], Se
 def open_parts(device: Device, source: Source, session: Callable[[Device, Path], Session]) -> tuple[RunPart, str]:
     """A function that runs a file, or one of a folder with a plan, on inputs that are given; and the precision.
 
-    It takes the name of the file (without .onnx) and inputs by name, of which the file may lack some, and returns the
-    outputs by name. Where the file is for one batch size, it runs as often as the inputs need.
+    It takes the name of the file (without its suffix) and inputs by name, of which the file may lack some, and returns
+    the outputs by name. Where the file is for one batch size, it runs as often as the inputs need.
     """
     path = Path(source)
     plan = json.loads((path / PLAN).read_text()) if (path / PLAN).is_file() else None
-    files = [path] if plan is None else [path / f"{plan[part]}.onnx" for part in ("first", "then")]
+    files = [path] if plan is None else [part_file(path, plan[part]) for part in ("first", "then")]
     sessions = {file.stem: session(device, file) for file in files}
 
     def run(name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -247,6 +301,14 @@ def open_parts(device: Device, source: Source, session: Callable[[Device, Path],
         return {key: np.concatenate(parts)[:rows] for key, parts in zip(opened.outputs, zip(*made))}
 
     return run, joined(opened.precision for opened in sessions.values())
+
+
+def part_file(folder: Path, name: str) -> Path:
+    """The file of a network's part."""
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    if (found := next((path for path in paths if path.is_file()), None)) is None:
+        raise FileNotFoundError(f"{folder} has no file of the part {name}: none of {', '.join(p.name for p in paths)}")
+    return found
 
 
 def batches(feeds: Mapping[str, np.ndarray], size: int | None) -> Iterator[dict[str, np.ndarray]]:
@@ -287,6 +349,37 @@ def openvino_precision(compiled: Any) -> str:
     return "int8" if "int8" in names else "+".join(sorted(names)) or "unknown"
 
 
+def executorch_precision(path: Path) -> str:
+    """What the weights are in the graphs that the file leaves to XNNPACK; int8 if any are."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # ExecuTorch 1.5 reads its resources in an old way
+        from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
+        from executorch.exir._serialize._flatbuffer import _flatc_decompile
+        from executorch.exir._serialize._program import deserialize_pte_binary
+
+        program = deserialize_pte_binary(path.read_bytes()).program
+        found = set()
+        for delegate in program.backend_delegate_data:
+            data = bytes(delegate.data)
+            header = XNNHeader.from_bytes(data[: XNNHeader.EXPECTED_LENGTH])
+            start = header.flatbuffer_offset
+            with tempfile.TemporaryDirectory() as folder:
+                schema, graph = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
+                schema.write_bytes(_get_schema_bytes())
+                graph.write_bytes(data[start : start + header.flatbuffer_size])
+                _flatc_decompile(folder, str(schema), str(graph))
+                text = graph.with_suffix(".json").read_text()
+            weights = set(re.findall(r'"filter_id": (\d+)', text))
+            for value in json.loads(re.sub(r"(?<=: )(-?)inf\b", r"\1Infinity", text))["xvalues"]:
+                tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
+                if str(tensor["id_out"]) in weights:
+                    found.add(tensor["datatype"].removeprefix("xnn_datatype_"))
+    names = {"int8" if name.startswith("q") else EXECUTORCH_PRECISIONS.get(name, name) for name in found}
+    return "int8" if "int8" in names else "+".join(sorted(names)) or "unknown"
+
+
 ONNX_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -297,19 +390,31 @@ ONNX_TYPES = {
 }
 OPENVINO_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 
+EXECUTORCH_TYPES = {0: np.uint8, 1: np.int8, 3: np.int32, 4: np.int64, 6: np.float32, 7: np.float64, 11: np.bool_}
+EXECUTORCH_PRECISIONS = {"fp32": "float32", "pfp32": "float32", "fp16": "float16"}
 
-def of_files(session: Callable[[Device, Path], Session], *arguments: Any) -> Runtime:
+
+def of_files(session: Callable[[Device, Path], Session], *arguments: Any, **options: Any) -> Runtime:
     """The runtime that a kind of session makes."""
     return Runtime(
         lambda device, source: load_session(device, source, session),
         *arguments,
+        **options,
         open=lambda device, source: open_parts(device, source, session),
     )
 
 
 RUNTIMES = {
-    "torch": Runtime(load_torch, "torch"),
-    "torch-compile": Runtime(load_torch_compile, "torch"),
+    "torch": Runtime(load_torch, "torch", files=None),
+    "torch-compile": Runtime(load_torch_compile, "torch", files=None),
     "onnxruntime": of_files(OnnxRuntimeSession, "onnxruntime", None, ("float32", "int8")),
     "openvino": of_files(OpenVinoSession, "openvino", "openvino", ("float32", "bfloat16", "int8")),
+    "executorch": of_files(
+        ExecuTorchSession,
+        "executorch",
+        "executorch",
+        ("float32", "int8"),
+        files=".pte",
+        modules=("executorch.exir", "executorch.backends.xnnpack", "executorch.extension.pybindings.portable_lib"),
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -151,7 +152,7 @@ class Store:
             (json.dumps(wanted),),
         )
         records: dict[Key, list[dict[str, Any]]] = {}
-        for row, record in zip(rows, self._decoded(table, [row[len(columns.key) :] for row in rows])):
+        for row, record in zip(rows, self._decoded(columns.record, [row[len(columns.key) :] for row in rows])):
             records.setdefault(ids[row[: len(columns.key)]], []).append(record)
         return records
 
@@ -164,7 +165,34 @@ class Store:
         ids = tuple(self._ids.get(_packed(value)) for value in columns.values())
         where = " AND ".join(f"{name} = ?" for name in columns) or "TRUE"
         rows = self._execute(f"SELECT {', '.join(TABLES[table].record)} FROM {table} WHERE {where} ORDER BY id", ids)
-        return self._decoded(table, rows)
+        return self._decoded(TABLES[table].record, rows)
+
+    def write(self, table: str, path: str | Path) -> int:
+        """Write a table to a file, oldest record first, the columns of its key before the others; returns how many.
+
+        By its suffix the file is .csv or .parquet (which needs pyarrow); what is JSON in the table is JSON in it.
+        """
+        path = Path(path)
+        if table not in TABLES or path.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"{table} as {path}: a table is one of {', '.join(TABLES)}, a file .csv or .parquet")
+        columns = dict.fromkeys(TABLES[table].key, "NAME") | TABLES[table].record
+        shown = columns | {name: "TEXT" for name, kind in columns.items() if kind == "JSON"}
+        rows = self._decoded(shown, self._execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY id"))
+        for row in rows:
+            row |= {name: json.dumps(row[name]) for name, kind in columns.items() if kind == "SHARED JSON"}
+        if path.suffix == ".csv":
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(columns))
+                writer.writeheader()
+                writer.writerows(rows)
+            return len(rows)
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ImportError("pyarrow is not installed: pip install pyarrow, or write a .csv file") from error
+        parquet.write_table(pyarrow.table({name: [row[name] for row in rows] for name in columns}), path)
+        return len(rows)
 
     def missing(self, table: str, keys: Iterable[Key]) -> list[Key]:
         """The keys without a record, each once, in their order."""
@@ -195,9 +223,8 @@ class Store:
             ((self._ids[name],),) = self._execute("INSERT INTO name (value) VALUES (?) RETURNING id", (name,))
         return self._ids[name]
 
-    def _decoded(self, table: str, rows: Sequence[tuple]) -> list[dict[str, Any]]:
-        """The records in rows of a table."""
-        kinds = TABLES[table].record
+    def _decoded(self, kinds: Mapping[str, str], rows: Sequence[tuple]) -> list[dict[str, Any]]:
+        """The records in rows of columns of these kinds."""
         ids = sorted({value for row in rows for value, kind in zip(row, kinds.values()) if kind in NAMES})
         names: dict[int, bytes | str] = {}
         for start in range(0, len(ids), CHUNK):

@@ -8,21 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "specialize"]
+__all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "records", "specialize"]
 
 FORMATS = ("onnx", "timm", "huggingface")
-# Networks that are timed: at least; before it is asked whether they are enough; at most where nothing else is said.
+# Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
+FAILURES = (ValueError, NotImplementedError, RuntimeError, OSError)  # at one device or budget, of several
 
 
 def specialize(
     supernet: str,
     device: str,
-    max_latency: float,
     out: str,
+    max_latency: float | str | list[float] | None = None,
+    pareto: int | None = None,
     data: str | None = None,
     latency_samples: int | str = "auto",
-    accuracy_samples: int = 100,
+    accuracy_samples: int | str = 100,
     finalists: int = 8,
     population: int = 100,
     generations: int = 500,
@@ -32,20 +34,27 @@ def specialize(
     max_file_mb: float | None = None,
     max_memory_mb: float | None = None,
     store: str | None = None,
+    engine: str = "process",
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Find the most accurate network within a latency budget, with no retraining, and write it as files.
 
+    With several budgets or devices, a network for each budget on each device, which share what was evaluated.
+
     Args:
         supernet: folder of a trained supernet.
-        device: what the latency is of, on this machine: torch, torch-compile, onnxruntime, openvino or openvino-bf16,
-            another package's device, or a YAML file with the fields of a `predictors.Device`.
-        max_latency: the budget in ms, on the device's statistic (the median) of the exported file.
-        out: folder to write: the subnet, its ONNX file, report.json and front.png.
+        device: what the latency is of, on this machine: one that `supernet devices` lists, or a YAML file with the
+            fields of a `predictors.Device`; several, separated by commas.
+        out: folder to write: the subnet, the file that was timed, report.json, report.html and front.png; of several
+            networks such a folder for each, named DEVICE-BUDGETms, and front.json and front.png, which compare them.
+        max_latency: the budget in ms, on the device's statistic (the median) of the exported file; several, separated
+            by commas.
+        pareto: this many budgets, evenly spread over the latencies that the supernet has, on a log scale.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         latency_samples: networks timed to fit the latency predictor; auto, until more would tell it little.
-        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor.
+        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor; auto,
+            until more would tell it little.
         finalists: networks that each search proposes, and that are exported and timed before one is chosen.
         population: of the evolutionary search.
         generations: of the evolutionary search.
@@ -57,47 +66,101 @@ def specialize(
         max_memory_mb: MB, at most, by which a fresh process grows that loads the network on the device and runs it once
             (Linux).
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
+        engine: process, on this machine; or ray, on the machine of a Ray cluster that was started with
+            --resources '{"device:NAME": 1}'.
         seed: of sampling and search.
         overwrite: let it replace an earlier result in `out`.
 
     Returns:
-        the report, as in report.json
+        the report, as in report.json; of several networks, {the name of its folder: its report}
+
+    Raises ValueError where a budget is not met, of several ones after all others were tried.
     """
+    budgets = read_budgets(max_latency)
+    if (pareto is None) != bool(budgets) or (pareto is not None and pareto < 2):
+        raise ValueError(f"max_latency = {max_latency}, pareto = {pareto}: give budgets, or their number, at least 2")
     given = {"macs": max_macs, "params": max_params, "file_mb": max_file_mb, "memory_mb": max_memory_mb}
     bounds = {name: bound for name, bound in given.items() if bound is not None}
-    for name, bound in {"latency": max_latency, **bounds}.items():
-        if not 0 < bound < float("inf"):
+    for name, bound in [*(("latency", budget) for budget in budgets), *bounds.items()]:
+        if not 0 < bound < math.inf:
             raise ValueError(f"max_{name} = {bound} is not a positive number")
     if search not in ("predictor", "direct"):
         raise ValueError(f"search: {search!r} is neither predictor nor direct")
     samples = read_samples("latency_samples", latency_samples)
-    least = {"accuracy_samples": 5, "finalists": 1, "population": 2, "generations": 0, "seed": 0}
+    evaluations = read_samples("accuracy_samples", accuracy_samples)
+    least = {"finalists": 1, "population": 2, "generations": 0, "seed": 0}
     for name, bound in least.items():
         if locals()[name] < bound:
             raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
 
-    from recipes.bench import FILES, find_network
+    import tempfile
+
+    from predictors.devices import get_device
+    from recipes.bench import FILES, Evaluated, find_network, spread_budgets
+    from recipes.report import FRONT_FILES, write_fronts
     from supernet.export import check_free
 
+    names = list(dict.fromkeys(name.strip() for name in device.split(",")))
+    devices = [get_device(name).name for name in names]  # before the work for any of them
+    if len(set(devices)) < len(devices) or any(set("/\\") & set(name) for name in devices):
+        raise ValueError(f"device = {device}: folders are named by {', '.join(devices)}, which does not do")
     folder = Path(out)
     if folder.resolve() == Path(supernet).resolve():
         raise ValueError(f"out = {out} is the supernet's own folder")
-    check_free(folder, FILES, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open_bench(supernet, device, data, store) as bench:
-        return find_network(
-            bench,
-            max_latency,
-            folder,
-            samples,
-            accuracy_samples,
-            finalists,
-            population,
-            generations,
-            seed,
-            direct=search == "direct",
-            bounds=bounds,
-        )
+    several = pareto is not None or len(devices) * len(budgets) > 1
+    if not several:
+        check_free(folder, FILES, overwrite)
+    elif folder.is_dir() and not overwrite and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: choose another folder, or write into it (--overwrite true)")
+
+    def place(name: str, budget: float) -> Path:
+        return folder / f"{name}-{budget:g}ms"
+
+    for name in devices if several else ():
+        for budget in budgets:
+            check_free(place(name, budget), FILES, overwrite)
+
+    def find(bench: Any, budget: float, to: Path) -> dict[str, Any]:
+        direct = search == "direct"
+        lengths = (samples, evaluations, finalists, population, generations, seed)
+        return find_network(bench, budget, to, *lengths, direct=direct, bounds=bounds, evaluated=evaluated)
+
+    evaluated = Evaluated()
+    found: dict[Path, dict[str, Any]] = {}
+    missed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as files:
+        if not several:
+            with open_bench(supernet, names[0], data, store, files, engine) as bench:
+                return find(bench, budgets[0], folder)
+        for given_as, name in zip(names, devices):
+            try:
+                with open_bench(supernet, given_as, data, store, files, engine) as bench:
+                    # Largest first: what is evaluated for it tells something of the others, too.
+                    for budget in sorted(budgets or spread_budgets(bench, samples, pareto, seed), reverse=True):
+                        try:
+                            found[place(name, budget)] = find(bench, budget, place(name, budget))
+                        except FAILURES as error:
+                            missed[place(name, budget).name] = str(error)
+            except FAILURES as error:
+                missed[name] = str(error)
+    by_budget = sorted(found.items(), key=lambda item: (item[1]["device"]["name"], item[1]["budget_ms"]))
+    reports = {path.name: report for path, report in by_budget}
+    if reports:
+        write_fronts(reports, folder)
+        print(f"{len(reports)} networks, compared in {folder / FRONT_FILES[0]}")
+    if missed:
+        told = "".join(f"\n{name}: {why}" for name, why in missed.items())
+        raise ValueError(f"{len(reports)} networks were found, {len(missed)} were not:{told}")
+    return reports
+
+
+def read_budgets(given: float | str | list[float] | None) -> list[float]:
+    """Budgets in ms, each once: a number, several, or a text of several that are separated by commas."""
+    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, (list, tuple)) else [given]
+    try:
+        return list({f"{float(part):g}": float(part) for part in parts if part is not None}.values())
+    except (TypeError, ValueError):
+        raise ValueError(f"max_latency = {given}: a number of ms, or several separated by commas") from None
 
 
 def measure(
@@ -108,6 +171,7 @@ def measure(
     max_seconds: float = 3600.0,
     data: str | None = None,
     store: str | None = None,
+    engine: str = "process",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Time random networks of a supernet on a device, and tell how well a latency predictor does on them.
@@ -122,6 +186,7 @@ def measure(
         max_seconds: no more once the device was busy for so long, with auto.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
+        engine: as in `specialize`.
         seed: of the networks.
 
     Returns:
@@ -137,14 +202,16 @@ def measure(
     if not 0 < max_seconds < math.inf:
         raise ValueError(f"max_seconds = {max_seconds} is not a positive number")
 
+    import tempfile
+
     from recipes.bench import measure_space
 
-    with open_bench(supernet, device, data, store) as bench:
+    with tempfile.TemporaryDirectory() as files, open_bench(supernet, device, data, store, files, engine) as bench:
         return measure_space(bench, number, max_samples, max_seconds, seed)
 
 
 def read_samples(name: str, given: int | str) -> int | None:
-    """A number of networks to time, or None for auto."""
+    """A number of networks to time or to evaluate, or None for auto."""
     if given == "auto":
         return None
     if isinstance(given, str) or given < LEAST_SAMPLES:
@@ -153,24 +220,26 @@ def read_samples(name: str, given: int | str) -> int | None:
 
 
 @contextmanager
-def open_bench(supernet: str, device: str, data: str | None, store: str | None) -> Iterator[Any]:
+def open_bench(
+    supernet: str, device: str, data: str | None, store: str | None, files: str, engine: str
+) -> Iterator[Any]:
     """The `recipes.bench.Bench` of a saved supernet on a device, with its data and its store."""
-    import tempfile
-
     from predictors.devices import get_device
     from predictors.store import Store
     from recipes.bench import Bench
     from supernet.export import load
 
+    if engine not in ("process", "ray"):
+        raise ValueError(f"engine: {engine!r} is neither process nor ray")
     import_families()
     network = load(supernet)
     if network.extracted:
         raise ValueError(f"{supernet} is a subnet: this needs its supernet")
     timed_on = get_device(device)
     path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
-    with Store(path) as measurements, tempfile.TemporaryDirectory() as files:
+    with Store(path) as measurements:
         section = read_section(supernet, data)
-        yield Bench(network, make_data(section), timed_on, measurements, Path(files), section)
+        yield Bench(network, make_data(section), timed_on, measurements, Path(files), section, engine)
 
 
 def export(
@@ -308,6 +377,32 @@ def devices() -> dict[str, str]:
         table.add_row(name, *columns, told[name].splitlines()[0] if told[name] else "fails, and does not say why")
     Console().print(table)
     return told
+
+
+def records(store: str, out: str, table: str = "latency", overwrite: bool = False) -> int:
+    """Write the measurements of a store as a file: .csv or .parquet.
+
+    Args:
+        store: SQLite file, as `specialize` and `measure` leave it beside the supernet.
+        out: file to write; its suffix says which.
+        table: latency, footprint, failure, accuracy or items.
+        overwrite: let it replace a file.
+
+    Returns:
+        the number of records
+    """
+    from predictors.store import Store
+
+    path = Path(out)
+    if not Path(store).is_file():
+        raise FileNotFoundError(f"{store} is not there")  # opening it would make one
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} already exists: choose another --out, or --overwrite true")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Store(store) as measurements:
+        written = measurements.write(table, path)
+    print(f"{written} records written to {path}")
+    return written
 
 
 def prepare(

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,50 @@ from torch import Tensor, nn
 
 from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device
-from predictors.engines import NetworkError, peak_memory
+from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.latency import LatencyPredictor, enough, quality
 from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
-from predictors.runtimes import batches
+from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
 from predictors.store import Store, digest, network_id
 from recipes import FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES
 from recipes.report import draw_front, write_page
-from supernet.export import NETWORK_FILES, PLAN, quantize_onnx, to_onnx, write_folder, write_network, write_onnx
-from supernet.model import Supernet, calibrate, total
+from supernet.export import (
+    NETWORK_FILES,
+    PLAN,
+    part_to_executorch,
+    part_to_onnx,
+    quantize_onnx,
+    quantize_openvino,
+    write_folder,
+    write_network,
+    write_plan,
+)
+from supernet.model import Part, Supernet, calibrate, total
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.space import SearchSpace
 from supernet.training import compare, evaluate_items, evaluate_network, means
 
-ONNX_FILES = ("subnet.onnx", "encoder.onnx", "decoder.onnx", PLAN)  # of any family
-FILES = (*NETWORK_FILES, *ONNX_FILES, "report.json", "report.html", "front.png")
+PART_FILES = tuple(
+    f"{part}{suffix}" for part in ("subnet", "encoder", "decoder") for suffix in (*SUFFIXES, ".bin")
+)  # of any family, for any runtime
+FILES = (*NETWORK_FILES, *PART_FILES, PLAN, "report.json", "report.html", "front.png")
 ROUNDS = 5  # of search, export and measuring
 TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
+CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
+CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
 STEP = 5  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
+
+
+@dataclasses.dataclass
+class Evaluated:
+    """The rows that were evaluated for one budget, which teach the accuracy predictors of the next ones: `random` ones,
+    and those that searches `found`."""
+
+    random: np.ndarray | None = None
+    found: np.ndarray | None = None
 
 
 def find_network(
@@ -52,23 +76,26 @@ def find_network(
     budget: float,
     folder: Path,
     latency_samples: int | None,
-    accuracy_samples: int,
+    accuracy_samples: int | None,
     finalists: int,
     population: int,
     generations: int,
     seed: int,
     direct: bool = False,
     bounds: Mapping[str, float] | None = None,
+    evaluated: Evaluated | None = None,
 ) -> dict[str, Any]:
     """Search, measure what was found as the files that ship, correct the predictors, and again.
 
     Until one meets the budget (ms) and the other `bounds` ({one of `COSTS`: its largest value}) and nothing that seems
     to is better, or for `ROUNDS`. `direct` evaluates every network that the search scores, where there is else a
-    predictor of `accuracy_samples` evaluated ones. Without `latency_samples`, networks are timed until more would tell
-    little. All of this sees the `select` part of the data.
+    predictor of `accuracy_samples` evaluated ones; those that `evaluated` has count, and what is evaluated here joins
+    them. Without `latency_samples` or `accuracy_samples`, networks are timed or evaluated until more would tell little.
+    All of this sees the `select` part of the data.
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
+    evaluated, spent = evaluated or Evaluated(), dict(bench.seconds)
     ends = space.encode([space.smallest(), space.largest()])
     X, timed_ms = time_samples(bench, latency_samples, rng)
     smallest_ms, largest_ms = timed_ms[:2]
@@ -78,9 +105,11 @@ def find_network(
     folds = KFold(5, shuffle=True, random_state=seed)
     report: dict[str, Any] = {
         "budget_ms": budget,
-        "device": dataclasses.asdict(bench.device) | bench.device.fingerprint(),
+        "device": dataclasses.asdict(bench.device) | bench.fingerprint,
         "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
         "noise_floor": bench.noise_floor(X),
+        "reference_ms": bench.reference_ms,
+        "exporters_ratio": bench.exporters_ratio,
         "smallest_ms": smallest_ms,
         "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
     }
@@ -95,17 +124,17 @@ def find_network(
     predictors = {name: AccuracyPredictor(terms=bench.supernet.cost_terms) for name in ("accuracy", "loss")}
     A = ends
     if not direct:
-        # Networks within the budget teach most about those that could be chosen; where few are, the nearest to it.
-        pool = space.sample(20 * accuracy_samples, rng)
-        over = np.maximum(latency.predict(pool) / budget - 1, 0)
-        for limit in limits:
-            over = np.maximum(over, limit.predict(pool) / limit.bound - 1)
-        A = np.concatenate([ends, pool[np.argsort(over, kind="stable")[: accuracy_samples - 2]]])
-    figures = bench.evaluate(A, "evaluating samples")
+        constraints = [(latency.predict, budget), *limits_of(limits)]
+        A = samples_near(bench, evaluated, accuracy_samples, rng, constraints, folds)
+        evaluated.random = A[2:]
     samples = len(A)
-    if not direct:
+    if evaluated.found is not None:
+        A = np.concatenate([A, evaluated.found])
+    figures = bench.evaluate(A, "evaluating samples")
+    if not direct:  # how good they are is told by random networks alone
+        told_by = {name: values[:samples] for name, values in figures.items()}
         report["accuracy_predictor"] = {
-            name: quality(figures[name], cross_val_predict(clone(model), A, figures[name], cv=folds))
+            name: quality(told_by[name], cross_val_predict(clone(model), A[:samples], told_by[name], cv=folds))
             for name, model in predictors.items()
         }
 
@@ -128,7 +157,7 @@ def find_network(
                 result = evolutionary_search(
                     space,
                     score,
-                    [(told, budget), *((limit.predict, limit.bound) for limit in limits)],
+                    [(told, budget), *limits_of(limits)],
                     population=population,
                     generations=generations,
                     seed=seed,
@@ -139,6 +168,7 @@ def find_network(
                 break
             new = distinct(result.X, A, finalists)
             A = np.concatenate([A, new])
+            evaluated.found = A[samples:]
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
         # The best of all that were evaluated, and seem fast enough, are timed as the files that ship; where one met the
@@ -195,11 +225,14 @@ def find_network(
     report |= {k: v for k, v in winner.items() if k not in hidden}
     report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
     ran = [final for final in finals if math.isfinite(slowest(final))]
+    # What the file computes is not quite what torch does, least of all where its layers are quantized.
+    files = [final for final in finals if f"file_{figure}" in final]
+    report["file_offset"] = {name: float(np.mean([f[f"file_{name}"] - f[name] for f in files])) for name in figures}
     report["finalists"] = [{k: v for k, v in final.items() if k not in hidden} for final in ran]
     report["failed_finalists"] = len(finals) - len(ran)
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
-    report["seconds"] = {what: round(seconds, 3) for what, seconds in bench.seconds.items()}
+    report["seconds"] = {what: round(seconds - spent[what], 3) for what, seconds in bench.seconds.items()}
     report["samples"] = [
         {"predicted_latency_ms": ms} | {name: float(values[i]) for name, values in figures.items()}
         for i, ms in enumerate(latency.predict(A[:samples]).tolist())
@@ -212,6 +245,55 @@ def find_network(
         f" written to {folder}"
     )
     return report
+
+
+def limits_of(limits: Iterable[Limit]) -> list[tuple[Callable[[np.ndarray], np.ndarray], float]]:
+    """The constraints of a search that keep within limits."""
+    return [(limit.predict, limit.bound) for limit in limits]
+
+
+def samples_near(
+    bench: Bench,
+    evaluated: Evaluated,
+    n: int | None,
+    rng: np.random.Generator,
+    constraints: Sequence[tuple[Callable[[np.ndarray], np.ndarray], float]],
+    folds: KFold,
+) -> np.ndarray:
+    """The rows that accuracy predictors learn from: both ends of the space, random ones that were evaluated, and new.
+
+    Networks within the bounds teach most about those that could be chosen; where few are, the nearest to them. Of the
+    evaluated ones those within the bounds count among the n. Where n is None, as many as are `enough` for the
+    cross-validated error of the loss, at most `MOST_SAMPLES`.
+    """
+    space = bench.supernet.space
+    ends, pool = space.encode([space.smallest(), space.largest()]), space.sample(20 * (n or MOST_SAMPLES), rng)
+    known = ends[:0] if evaluated.random is None else evaluated.random
+
+    def excess(X: np.ndarray) -> np.ndarray:
+        return np.max([np.maximum(cost(X) / bound - 1, 0) for cost, bound in constraints], axis=0)
+
+    counted = len(ends) + (int((excess(known) == 0).sum()) if len(known) else 0)
+    sizes = range(max(FIRST_SAMPLES, counted), max(MOST_SAMPLES, counted) + 1, FIRST_SAMPLES) if n is None else [n]
+    taken = {tuple(row) for rows in (ends, known, evaluated.found) if rows is not None for row in rows}
+    pool = [row for row in pool[np.argsort(excess(pool), kind="stable")] if tuple(row) not in taken]
+    errors: dict[int, float] = {}
+    for size in sizes:
+        A = np.vstack([ends, known, *pool[: max(size - counted, 0)]])
+        if n is None:
+            loss = bench.evaluate(A, "evaluating samples")["loss"]
+            told = cross_val_predict(AccuracyPredictor(terms=bench.supernet.cost_terms), A, loss, cv=folds)
+            errors[len(A)] = float(np.sqrt(np.mean((told - loss) ** 2)))
+            if enough(errors, floor=0.0):
+                break
+    return A
+
+
+def spread_budgets(bench: Bench, samples: int | None, n: int, seed: int) -> list[float]:
+    """n budgets in ms, evenly spread on a log scale from just above the fastest timed network to the slowest."""
+    _, ms = time_samples(bench, samples, np.random.default_rng(seed))
+    ms = ms[np.isfinite(ms)]
+    return [float(f"{budget:.4g}") for budget in np.geomspace(1.05 * ms.min(), ms.max(), n)]
 
 
 def measure_space(bench: Bench, samples: int | None, max_samples: int, max_seconds: float, seed: int) -> dict[str, Any]:
@@ -267,6 +349,21 @@ def time_samples(
     `most`, and no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
     """
     X = latency_rows(bench.supernet.space, most if samples is None else samples, rng)
+    n, ms = time_enough(bench, X, samples, most_seconds)
+    if not bench.agrees(X[:n][np.isfinite(ms)], ms[np.isfinite(ms)]):
+        n, ms = time_enough(bench, X, samples, most_seconds)  # now as the files that ship
+    ran = np.isfinite(ms)
+    floor = bench.noise_floor(X[:n][ran])
+    if floor > TOO_NOISY:
+        print(
+            f"{bench.device.name}: the machine is too busy: two halves of a measurement differ by {100 * floor:.1f} %,"
+            f" {100 * TOO_NOISY} % is good"
+        )
+    return X[:n], ms
+
+
+def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: float) -> tuple[int, np.ndarray]:
+    """How many of the first rows of X are timed for `time_samples`, and their latencies."""
     errors: dict[int, float] = {}
     for n in range(FIRST_SAMPLES, len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
@@ -278,13 +375,7 @@ def time_samples(
             errors[n] = LatencyPredictor(terms=bench.supernet.cost_terms).fit(X[:n][ran], ms[ran]).cv_error_
             if enough(errors, bench.noise_floor(X[:n][ran])) or bench.seconds["timing"] > most_seconds:
                 break
-    floor = bench.noise_floor(X[:n][ran])
-    if floor > TOO_NOISY:
-        print(
-            f"{bench.device.name}: the machine is too busy: two halves of a measurement differ by {100 * floor:.1f} %,"
-            f" {100 * TOO_NOISY} % is good"
-        )
-    return X[:n], ms
+    return n, ms
 
 
 def slowest(final: dict[str, Any]) -> float:
@@ -375,21 +466,47 @@ class Bench:
     """
 
     def __init__(
-        self, supernet: Supernet, data: Any | None, device: Device, store: Store, files: Path, section: dict[str, Any]
+        self,
+        supernet: Supernet,
+        data: Any | None,
+        device: Device,
+        store: Store,
+        files: Path,
+        section: dict[str, Any],
+        engine: str = "process",
     ) -> None:
         if data is not None:
             supernet.check_data(data.input_spec)
             supernet.input_spec = dict(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
-        self.files, self.section = files, section
+        self.section, self.engine = section, engine
+        # Files are shared by the devices that load the same ones.
+        kind = f"int8-{device.runtime}" if device.precision == "int8" else "float32"
+        self.files = files / f"{kind}-{device.batch}{RUNTIMES[device.runtime].files or ''}"
+        self.exporter, self.exporters_ratio = "search", 1.0  # of the files that are searched by, see `agrees`
         self.quiet: dict[str, dict[str, float]] | None = None
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
-        files.mkdir(parents=True, exist_ok=True)
+        self.files.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def selected(self) -> list[list[Tensor]]:
         """The batches by which networks are chosen."""
         return list(part_of(self.data, "select"))
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the machine which has the device."""
+        if self.engine == "process":
+            return self.device.fingerprint()
+        try:
+            with ENGINES[self.engine](self.device) as call:
+                return call("fingerprint")
+        except NetworkError as error:
+            raise ValueError(f"{self.device.name}: {error}") from error
+
+    @cached_property
+    def device_id(self) -> str:
+        return self.device.id_on(self.fingerprint)
 
     @cached_property
     def weights_id(self) -> str:
@@ -402,8 +519,36 @@ class Bench:
     # ---- latency
 
     def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
-        """Latencies (n,) in ms of the rows of X, from files of the faster exporter, drift divided out."""
-        return self._latencies(X, "search", -1, what)
+        """Latencies (n,) in ms of the rows of X, drift divided out, of files of the faster exporter if it `agrees`."""
+        return self._latencies(X, self.exporter, 0, what)
+
+    def agrees(self, X: np.ndarray, ms: np.ndarray) -> bool:
+        """Whether files of the faster exporter take as long as those that ship; if not, `latencies` is of the latter.
+
+        They do if on `CHECKED` of the rows of X, which take `ms`, the median ratio of the two is within `AGREE` of 1.
+        Without data nothing ships, and some devices have no faster exporter.
+        """
+        if self.exporter == "final" or self.data is None or RUNTIMES[self.device.runtime].files != ".onnx":
+            return True
+        spread = np.argsort(ms)[np.linspace(0, len(ms) - 1, CHECKED).round().astype(int)]
+        configs = self.supernet.space.decode(X[np.unique(spread)])
+        self._time([c for c in configs if not self._records(c, "final")], "final", "checking the faster exporter")
+        p10s = [
+            [
+                record.p10 / record.reference_p10
+                for record in (self._records(c, kind)[0] for kind in ("search", "final"))
+            ]
+            for c in configs
+            if self._records(c, "final")
+        ]
+        self.exporters_ratio = float(np.median([final / search for search, final in p10s])) if p10s else math.inf
+        if abs(self.exporters_ratio - 1) > AGREE:
+            print(
+                f"{self.device.name}: files that ship take {self.exporters_ratio:.3f} times as long as those of the"
+                " faster exporter: from now on they are what is timed"
+            )
+            self.exporter = "final"
+        return self.exporter == "search"
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out."""
@@ -430,8 +575,9 @@ class Bench:
             if kind == "memory_mb":
                 taken = self._memory(config, self._source(config, exporter)())
             else:
-                files = self.onnx(config, self._subnet(config, exporter), exporter == "search")
-                taken = sum(file.stat().st_size for file in (files.iterdir() if files.is_dir() else [files]))
+                taken = sum(
+                    file.stat().st_size for file in self._files(config, self._subnet(config, exporter), exporter)
+                )
             self.store.add("footprint", key, {"mb": taken / 1e6})
         records = self.store.get("footprint", keys)
         return np.array([records[key][-1]["mb"] for key in keys])
@@ -439,13 +585,13 @@ class Bench:
     def _memory(self, config: Any, source: Any) -> int:
         try:
             with self._spending("memory"):
-                return peak_memory(self.device, source)
+                return peak_memory(self.device, source, self.engine)
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: the memory of {config} cannot be told: {error}") from error
 
     def reasons(self) -> str:
         """Why networks failed on the device."""
-        failures = self.store.records("failure", device_id=self.device.id)
+        failures = self.store.records("failure", device_id=self.device_id)
         return "; ".join(sorted({reason for failure in failures for reason in failure["reasons"]}))
 
     def confirm(self, config: Any) -> dict[str, float]:
@@ -465,11 +611,16 @@ class Bench:
 
         So all latencies of a search are on one scale, and those of a second search are on the same.
         """
-        self.quiet = self._quiet([self._records(config, "search")[-1] for config in self.supernet.space.decode(X)])
+        self.quiet = self._quiet([self._records(config, self.exporter)[0] for config in self.supernet.space.decode(X)])
+
+    @property
+    def reference_ms(self) -> float:
+        """What the reference network takes when nothing disturbs: the scale of all latencies, once it is fixed."""
+        return float(np.mean(list(self.quiet[self.device.statistic].values())))
 
     def noise_floor(self, X: np.ndarray) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
-        return noise_floor(self._records(config, "search")[-1] for config in self.supernet.space.decode(X))
+        return noise_floor(self._records(config, self.exporter)[0] for config in self.supernet.space.decode(X))
 
     def _quiet(self, measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
         return {name: undisturbed(measurements, name) for name in ("p10", self.device.statistic)}
@@ -487,7 +638,7 @@ class Bench:
         terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config
         arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name != "space"}
         name = network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
-        return name, self.device.id
+        return name, self.device_id
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
         key = self._key(config, exporter)
@@ -507,10 +658,12 @@ class Bench:
         try:
             with self._spending("timing"):
                 for key, result in progress(
-                    measure(self.device, sources, reference, engine="process"), len(keys), what
+                    measure(self.device, sources, reference, engine=self.engine), len(keys), what
                 ):
+                    if any(result.device[name] != self.fingerprint[name] for name in ("cpu", "machine", "version")):
+                        raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")
                     table = "failure" if isinstance(result, Failure) else "latency"
-                    self.store.add(table, (key, self.device.id), dataclasses.asdict(result))
+                    self.store.add(table, (key, self.device_id), dataclasses.asdict(result))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
 
@@ -519,7 +672,7 @@ class Bench:
             subnet = self._subnet(config, exporter)
             if self.device.times_modules:
                 return subnet.inference(self.device.batch)
-            return self.onnx(config, subnet, fast=exporter == "search")
+            return self.network_file(config, subnet, fast=exporter == "search")
 
         return make
 
@@ -540,22 +693,25 @@ class Bench:
         subnet = self.supernet.extract(config).eval()
         return calibrate(subnet, [subnet.example_inputs(8)])
 
-    def onnx(self, config: Any, subnet: Supernet, fast: bool) -> Path:
-        """What a device loads of the network, written where it is not there yet: its ONNX file, or a folder of them."""
+    def network_file(self, config: Any, subnet: Supernet, fast: bool) -> Path:
+        """What the device loads of the network, written where it is not there yet: a file, or a folder of them."""
         folder = self.files / self._key(config, "search" if fast else "final")[0]
 
         def write(temporary: Path) -> None:
-            if self.device.precision != "int8":
-                write_onnx(subnet, temporary, fast, self.device.batch)
-                return
-            with tempfile.TemporaryDirectory() as floats:
-                source = write_onnx(subnet, Path(floats), fast, self.device.batch)
-                quantize_network(subnet, self.device, source, temporary, self.data.calibration_batches())
+            ranges = self.data.calibration_batches() if self.device.precision == "int8" else ()
+            write_parts(subnet, self.device, temporary, fast, ranges)
 
         if not folder.is_dir():  # each appears whole
             with self._spending("export"):
                 write_folder(folder, write, ())
-        return folder if (folder / PLAN).is_file() else next(folder.iterdir())
+            trim(self.files)
+        else:
+            os.utime(folder)  # `trim` takes the oldest
+        return folder if (folder / PLAN).is_file() else part_file(folder, next(iter(subnet.parts())))
+
+    def _files(self, config: Any, subnet: Supernet, exporter: str) -> list[Path]:
+        path = self.network_file(config, subnet, exporter == "search")
+        return sorted((path if path.is_dir() else path.parent).iterdir())
 
     # ---- accuracy
 
@@ -584,7 +740,7 @@ class Bench:
 
         The devices that time modules, torch-compile too, have no file: there it is the network, layer by layer.
         """
-        runtime = {name: self.device.fingerprint()[name] for name in ("cpu", "version")}
+        runtime = {name: self.fingerprint[name] for name in ("cpu", "version")}
         runtime |= {"runtime": self.device.runtime, "precision": self.device.precision}
         data_id = self.data_id if part == "select" else data_digest(self.data, part_of(self.data, part))
         key = (self._key(config, "final")[0], self.weights_id, digest([data_id, runtime]))
@@ -592,14 +748,27 @@ class Bench:
             return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
         with self._spending("accuracy"):
             network = self.calibrated(config)
-            if self.device.times_modules:
-                forward = network
-            else:
-                run = self.device.open(self.onnx(config, network, fast=False))
-                forward = lambda *inputs: network.run_parts(run, inputs)  # noqa: E731
-            items = evaluate_items(lambda inputs: forward(*network.prepare(inputs)), part_of(self.data, part))
+            with self._forward(config, network) as forward:
+                items = evaluate_items(lambda inputs: forward(network.prepare(inputs)), part_of(self.data, part))
         self.store.add("items", key, {name: values.tolist() for name, values in items.items()})
         return items
+
+    @contextmanager
+    def _forward(self, config: Any, network: Supernet) -> Iterator[Callable[[Sequence[Tensor]], Tensor]]:
+        """The network as the device computes it."""
+        if self.device.times_modules:
+            yield lambda inputs: network(*inputs)
+            return
+        file = self.network_file(config, network, fast=False)
+        if self.engine == "process":  # it ran before, so that nothing is to be feared for this process
+            yield partial(network.run_parts, self.device.open(file))
+            return
+        try:
+            with ENGINES[self.engine](self.device) as call:
+                call("open", file)
+                yield partial(network.run_parts, partial(call, "run"))
+        except NetworkError as error:
+            raise ValueError(f"{self.device.name}: {config} cannot be evaluated: {error}") from error
 
     def calibrated(self, config: Any) -> Supernet:
         return calibrate(self.supernet.extract(config).eval(), self.data.calibration_batches())
@@ -609,11 +778,11 @@ class Bench:
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
         """The winner's files, all or none: the saved subnet, its ONNX files, the report and the front."""
         subnet = self.calibrated(config)
-        files = self.onnx(config, subnet, fast=False)  # those that were timed, if they were
+        files = self._files(config, subnet, "final")  # those that were timed, if they were
 
         def write(temporary: Path) -> None:
             write_network(subnet, temporary, self.section)
-            for file in files.iterdir() if files.is_dir() else [files]:
+            for file in files:
                 shutil.copyfile(file, temporary / file.name)
             (temporary / "report.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
             draw_front(report).savefig(temporary / "front.png", dpi=120)
@@ -622,16 +791,57 @@ class Bench:
         write_folder(folder, write, FILES, overwrite=True)
 
 
-def quantize_network(
-    network: Supernet, device: Device, source: Path, folder: Path, inputs: Iterable[Sequence[Tensor]]
-) -> None:
-    """Write a network's ONNX files (`write_onnx`) as int8 to `folder`.
+def trim(files: Path) -> None:
+    """Delete networks' folders while all take more than `CACHE` bytes, the longest unused first; `KEPT` stay."""
+    folders = sorted((path for path in files.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
+    surplus = sum(sizes) - CACHE
+    for folder, size in list(zip(folders, sizes))[:-KEPT]:
+        if surplus <= 0:
+            return
+        shutil.rmtree(folder)
+        surplus -= size
 
-    The ranges are those that float32 files have on the first `CALIBRATION` items of `inputs`; those of a part that runs
-    often, on `CALIBRATION_RUNS` of its runs.
+
+def write_parts(
+    network: Supernet, device: Device, folder: Path, fast: bool, inputs: Iterable[Sequence[Tensor]]
+) -> None:
+    """Write the files that a device loads of a network to `folder`, and its plan, if it has several parts.
+
+    `fast` takes a faster exporter, where there is one. For an int8 device the `inputs` of the network, in batches, are
+    what it is calibrated on (`seen_by_parts`).
     """
-    run, rng = dataclasses.replace(device, precision="float32").open(source), np.random.default_rng(0)
-    seen: dict[str, list[Mapping[str, np.ndarray]]] = {name: [] for name in network.parts(device.batch)}
+    seen = seen_by_parts(network, device.batch, inputs) if device.precision == "int8" else {}
+    for name, part in network.parts(device.batch).items():
+        write_part(part, device, folder / name, fast, seen.get(name))
+    write_plan(network, folder, device.batch)
+
+
+def write_part(
+    part: Part, device: Device, path: Path, fast: bool, seen: Sequence[Mapping[str, np.ndarray]] | None
+) -> Path:
+    """Write the file that a device loads of a part; `path` is without its suffix. With the inputs `seen`, as int8."""
+    if RUNTIMES[device.runtime].files == ".pte":
+        return part_to_executorch(part, path.with_suffix(".pte"), seen)
+    if seen is None:
+        return part_to_onnx(part, path.with_suffix(".onnx"), fast)
+    with tempfile.TemporaryDirectory() as folder:
+        source = part_to_onnx(part, Path(folder) / "float32.onnx", fast)
+        if device.runtime == "openvino":
+            return quantize_openvino(source, path.with_suffix(".xml"), seen)
+        return quantize_onnx(source, path.with_suffix(".onnx"), seen)
+
+
+@torch.inference_mode()
+def seen_by_parts(
+    network: Supernet, batch: int, inputs: Iterable[Sequence[Tensor]]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """What the parts of a network get as inputs, each in batches of the size that its file is for.
+
+    That of the first `CALIBRATION` items of `inputs`; of a part that runs often, of `CALIBRATION_RUNS` of its runs.
+    """
+    parts, rng = network.parts(batch), np.random.default_rng(0)
+    seen: dict[str, list[Mapping[str, np.ndarray]]] = {name: [] for name in parts}
     runs = dict.fromkeys(seen, 0)
 
     def watched(name: str, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -640,20 +850,18 @@ def quantize_network(
             place = len(seen[name]) if runs[name] <= CALIBRATION_RUNS else rng.integers(runs[name])
             if place < CALIBRATION_RUNS:
                 seen[name][place : place + 1] = [feeds]
-        return run(name, feeds)
+        part = parts[name]
+        made = part.module(*(torch.from_numpy(feeds[key]) for key in part.names))
+        return {key: x.numpy() for key, x in zip(part.outputs, [made] if isinstance(made, Tensor) else made)}
 
     items = 0
-    for batch in inputs:
-        batch = [x[: CALIBRATION - items] for x in batch]
-        network.run_parts(watched, network.prepare(batch))
-        if (items := items + len(batch[0])) == CALIBRATION:
+    for some in inputs:
+        some = [x[: CALIBRATION - items] for x in some]
+        network.run_parts(watched, network.prepare(some))
+        if (items := items + len(some[0])) == CALIBRATION:
             break
-    for name, part in network.parts(device.batch).items():
-        size = None if part.dynamic else device.batch
-        file = source / f"{name}.onnx" if source.is_dir() else source
-        quantize_onnx(file, folder / f"{name}.onnx", (some for feeds in seen[name] for some in batches(feeds, size)))
-    if source.is_dir():
-        shutil.copyfile(source / PLAN, folder / PLAN)
+    sizes = {name: None if part.dynamic else batch for name, part in parts.items()}
+    return {name: [some for feeds in seen[name] for some in batches(feeds, sizes[name])] for name in parts}
 
 
 def try_device(device: Device, folder: Path) -> Measurement:
@@ -663,9 +871,8 @@ def try_device(device: Device, folder: Path) -> Measurement:
     x = torch.randn(device.batch, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     source: Any = (network, (x,))
     if not device.times_modules:
-        source = to_onnx(network, folder / "network.onnx", (x,), fast=True)
-        if device.precision == "int8":
-            source = quantize_onnx(source, folder / "int8.onnx", [{"input": x.numpy()}])
+        seen = [{"input": x.numpy()}] if device.precision == "int8" else None
+        source = write_part(Part(network, (x,), ("input",)), device, folder / "network", True, seen)
     ((_, result),) = measure(dataclasses.replace(device, spacing=0.0), {"network": source}, engine="process")
     if isinstance(result, Failure):
         raise NetworkError(result.reasons[0])

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 LIGHTNING = ("fit", "validate", "test")
-VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate")
+VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate", "records")
 RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")

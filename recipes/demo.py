@@ -51,7 +51,7 @@ def main() -> None:
         bench.fix_scale(samples)
         smallest, largest = bench.final_latencies(space.encode([space.smallest(), space.largest()]), "timing both ends")
         budget = smallest + 0.4 * (largest - smallest)
-        report = specialize(str(folder), DEVICE, budget, str(out / "subnet"))
+        report = specialize(str(folder), DEVICE, str(out / "subnet"), budget)
         export(str(out / "subnet"), str(out / "files"), "onnx,timm")
         rivals = within_budget(bench, budget)
         best_random = rivals[bench.evaluate(rivals, "evaluating 20 random networks")["accuracy"].argmax()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import io
 import itertools
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from supernet.export import write_atomically
 from supernet.space import SearchSpace
 
 
@@ -124,6 +127,38 @@ def draw_front(report: Mapping[str, Any]) -> Figure:
     axes.axvline(report["budget_ms"], c="tab:red", lw=1, ls="--", label="budget")
     axes.legend(frameon=False)
     return figure
+
+
+FRONT_FILES = ("front.json", "front.png")
+
+
+def write_fronts(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """front.json and front.png of the networks for several budgets or devices: of each device those that no other one
+    of it beats, in latency and in the figure of the held-out part by which they were chosen; fastest first."""
+    fronts: dict[str, list[dict[str, Any]]] = {}
+    for name, report in reports.items():
+        row = {"network": name, "budget_ms": report["budget_ms"], "latency_ms": report["confirmed_ms"]}
+        row |= {part: report[part] for part in ("select", "report", "test")} | {"config": report["config"]}
+        fronts.setdefault(report["device"]["name"], []).append(row)
+    figure_of = next(iter(reports.values()))["figure"]
+    sign = 1 if figure_of == "accuracy" else -1
+    for device, rows in fronts.items():
+        best, kept = -math.inf, []
+        for row in sorted(rows, key=lambda row: (row["latency_ms"], -sign * row["select"][figure_of])):
+            if sign * row["select"][figure_of] > best:
+                best = sign * row["select"][figure_of]
+                kept.append(row)
+        fronts[device] = kept
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="latency (ms)", ylabel=f"{figure_of}, held-out, which chose nothing", xscale="log")
+    for device, rows in fronts.items():
+        x, y = [row["latency_ms"] for row in rows], [row["report"][figure_of] for row in rows]
+        axes.plot(x, y, marker="o", ms=4, lw=1, label=device)
+    axes.legend(frameon=False)
+    text = json.dumps(fronts, indent=1, default=float) + "\n"
+    write_atomically(folder / FRONT_FILES[0], lambda path: path.write_text(text))
+    write_atomically(folder / FRONT_FILES[1], lambda path: figure.savefig(path, dpi=120, format="png"))
 
 
 def draw_predictions(report: Mapping[str, Any]) -> Figure:

@@ -1,16 +1,19 @@
-"""A network as files: the self-describing folder of a supernet or a subnet, and ONNX."""
+"""A network as files: the self-describing folder of a supernet or a subnet, and what runtimes load."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
+import io
 import json
 import os
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ FORMAT = 1
 PLAN = "run.json"  # how the files of a network in several parts run
 NETWORK_FILES = DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
 ONNX_OPSET = 20  # the newest that both of torch's exporters write
-ONNX_TOLERANCE = 1e-4  # largest difference over largest output
+TOLERANCE = 1e-4  # largest difference over largest output
 
 
 def describe(network: Supernet) -> dict[str, Any]:
@@ -150,10 +153,7 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
 def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
     """`to_onnx` of a module with several outputs, or with axes of any size."""
     path, model = Path(path), part.module
-    for name, tensor in model.state_dict().items():
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(f"{name} is {tensor.dtype}: ONNX files are written of float32 networks (.float())")
-    training = {module: module.training for module in model.modules()}
+    check_float32(model)
     dynamic = [dict.fromkeys(part.dynamic.get(name, ()), torch.export.Dim.DYNAMIC) for name in part.names]
 
     def write(temporary: Path) -> None:
@@ -179,13 +179,28 @@ def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
             )
         check_onnx(part, temporary)
 
+    with evaluating(model):
+        write_atomically(path, write)
+    return path
+
+
+def check_float32(model: nn.Module) -> None:
+    """Raise ValueError where a parameter or buffer has half precision."""
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"{name} is {tensor.dtype}: files are written of float32 networks (.float())")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; then each of its modules as it was."""
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        write_atomically(path, write)
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
-    return path
 
 
 def grouped(model: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -200,13 +215,16 @@ def write_onnx(network: Supernet, folder: Path, fast: bool = False, batch: int =
 
     Returns what a device loads: the one file, or the folder.
     """
-    parts, plan = network.parts(batch), network.plan(batch)
-    for name, part in parts.items():
-        part_to_onnx(part, folder / f"{name}.onnx", fast)
-    if plan is None:
-        return folder / f"{next(iter(parts))}.onnx"
-    write_atomically(folder / PLAN, lambda temporary: temporary.write_text(json.dumps(plan, indent=1) + "\n"))
-    return folder
+    files = [part_to_onnx(part, folder / f"{name}.onnx", fast) for name, part in network.parts(batch).items()]
+    return folder if write_plan(network, folder, batch) else files[0]
+
+
+def write_plan(network: Supernet, folder: Path, batch: int = 1) -> bool:
+    """Write how the parts of a network run as one inference to `folder`, as run.json; False where it has one part."""
+    plan = network.plan(batch)
+    if plan is not None:
+        write_atomically(folder / PLAN, lambda temporary: temporary.write_text(json.dumps(plan, indent=1) + "\n"))
+    return plan is not None
 
 
 def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]]) -> Path:
@@ -263,6 +281,126 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
     return path
 
 
+def quantize_openvino(source: str | Path, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]]) -> Path:
+    """`quantize_onnx` by NNCF, for OpenVINO alone: an .xml file from a float32 .onnx file, and a .bin file beside it.
+
+    Which layers are quantized, and with which ranges, is NNCF's default for the network.
+    """
+    require("openvino", "openvino")
+    require("nncf", "openvino")
+    import nncf
+    import openvino
+
+    source, path, batches = Path(source), Path(path), list(batches)
+    if path.suffix != ".xml":
+        raise ValueError(f"OpenVINO's files are named .xml, not {path.name}")
+    if not batches:
+        raise ValueError("quantization needs at least one batch to calibrate on")
+    model = openvino.Core().read_model(source)
+    attends = any(operation.get_type_name() == "Softmax" for operation in model.get_ops())
+    with redirect_stdout(io.StringIO()):  # a progress bar for each network
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if attends else None,
+        )
+    for output in openvino.compile_model(quantized, "CPU")(batches[0]).values():
+        if not np.isfinite(output).all():
+            raise ValueError(f"{source} quantized gives outputs that are no finite numbers")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        openvino.save_model(quantized, written := Path(folder) / path.name, compress_to_fp16=False)
+        for file in (written.with_suffix(".bin"), written):  # the file that names the other comes last
+            sync(file)
+            os.replace(file, path.parent / file.name)
+    sync(path.parent)
+    return path
+
+
+def to_executorch(
+    model: nn.Module,
+    path: str | Path,
+    inputs: Sequence[Tensor],
+    batches: Iterable[Mapping[str, np.ndarray]] | None = None,
+) -> Path:
+    """Write `model`, which returns one tensor, as one ExecuTorch file for XNNPACK and inputs of exactly these shapes.
+
+    With `batches`, inputs by the names of `forward`'s arguments, its layers are int8: static quantization, a scale for
+    each channel of the weights. The rest is as in `to_onnx`, ExecuTorch's output in the place of onnxruntime's; of int8
+    it must be finite.
+    """
+    inputs = tuple(inputs)
+    names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
+    return part_to_executorch(Part(model, inputs, names), path, batches)
+
+
+def part_to_executorch(part: Part, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]] | None = None) -> Path:
+    """`to_executorch` of a module with several outputs. One with axes of any size raises NotImplementedError."""
+    if part.dynamic:
+        raise NotImplementedError("ExecuTorch files are written of networks whose inputs have one size: no translation")
+    require("executorch", "executorch")
+    path, model = Path(path), part.module
+    check_float32(model)
+    with warnings.catch_warnings(), evaluating(model), torch.no_grad():
+        # ExecuTorch 1.5 and torchao 0.18 call what Python and torch deprecate, and warn of their own new names.
+        warnings.simplefilter("ignore")
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        program = torch.export.export(model, part.inputs)
+        if batches is not None:
+            program = torch.export.export(quantized_module(part, program.module(), batches), part.inputs)
+        names = {"input_names": list(part.names), "output_names": list(part.outputs)}
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=names)
+        data = lowered.to_executorch().buffer
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
+            check_executorch(part, temporary, exactly=batches is None)
+
+        write_atomically(path, write)
+    return path
+
+
+def quantized_module(part: Part, module: nn.Module, batches: Iterable[Mapping[str, np.ndarray]]) -> nn.Module:
+    """An exported module with its layers quantized for XNNPACK, by ranges that it has on the batches."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    layers = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    prepared = prepare_pt2e(module, xnnpack.XNNPACKQuantizer().set_global(layers))
+    batch = None
+    for batch in batches:
+        prepared(*(torch.from_numpy(batch[name]) for name in part.names))
+    if batch is None:
+        raise ValueError("quantization needs at least one batch to calibrate on")
+    return convert_pt2e(prepared)
+
+
+@torch.no_grad()
+def check_executorch(part: Part, path: Path, exactly: bool) -> None:
+    """Raise where ExecuTorch's outputs are not the module's, within the tolerance; or, unless exactly, not finite."""
+    from executorch.extension.pybindings.portable_lib import _load_for_executorch
+
+    inputs = drawn_anew(part.inputs)
+    made = part.module(*inputs)
+    found = _load_for_executorch(str(path)).forward(inputs)
+    for name, expected, x in zip(part.outputs, [made] if isinstance(made, Tensor) else made, found, strict=True):
+        if not x.isfinite().all():
+            raise ValueError(f"{name} of the ExecuTorch file is no finite number")
+        difference, largest = (x - expected).abs().max().item(), expected.abs().max().item() or 1.0
+        if exactly and not difference <= TOLERANCE * largest:
+            raise RuntimeError(
+                f"{name} of the ExecuTorch file differs from the model's by {difference:.3g}; it reaches {largest:.3g}"
+            )
+
+
+def require(package: str, extra: str) -> None:
+    """ImportError with what to install, where a package of an extra is not there."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{package} is not installed: pip install 'supernet[{extra}]'")
+
+
 def onnx_session(path: Path) -> Any:
     """A file in onnxruntime, on one thread."""
     import onnxruntime
@@ -276,10 +414,9 @@ def onnx_session(path: Path) -> Any:
 def check_onnx(part: Part, path: Path) -> float:
     """The largest difference between file and module over the largest output; above the tolerance, RuntimeError.
 
-    Floating-point inputs are drawn anew, as those that were traced may be constants of the file; others are taken.
+    The inputs are `drawn_anew`.
     """
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in part.inputs]
+    inputs = drawn_anew(part.inputs)
     session = onnx_session(path)
     feed = {name: x.cpu().numpy() for name, x in zip(part.names, inputs, strict=True)}
     made = part.module(*inputs)
@@ -290,12 +427,18 @@ def check_onnx(part: Part, path: Path) -> float:
         expected, found = expected.cpu().double(), torch.from_numpy(found).double()
         largest = expected.abs().max().item() or 1.0  # all zero: the file's must be nearly so
         difference = (found - expected).abs().max().item()
-        if not difference <= ONNX_TOLERANCE * largest:
+        if not difference <= TOLERANCE * largest:
             raise RuntimeError(
                 f"{name} of the ONNX file differs from the model's by {difference:.3g}; it reaches {largest:.3g}"
             )
         worst = max(worst, difference / largest)
     return worst
+
+
+def drawn_anew(inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Other floating-point inputs, as those that were traced may be constants of the file; the rest as they are."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x for x in inputs]
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

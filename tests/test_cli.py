@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import ofa  # noqa: F401 (the family of the networks loaded here)
+from predictors.store import Store
 from recipes.cli import RECIPES, main, recipe_path
 
 SMALL = ["--scale-phases", "0.01", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
@@ -157,6 +158,19 @@ def test_export_writes_checked_files_once(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert "already exists" in capsys.readouterr().err
+
+
+def test_records_are_written_of_a_store_that_is_there(tmp_path, capsys):
+    with Store(tmp_path / "store.sqlite") as store:
+        store.add("accuracy", ("network", "weights", "data"), {"accuracy": 0.5, "loss": 1.0})
+    options = ["--table", "accuracy", "--out", str(tmp_path / "accuracy.csv")]
+    main(["records", "--store", str(tmp_path / "store.sqlite"), *options])
+    assert (tmp_path / "accuracy.csv").read_text().splitlines()[1] == "network,weights,data,0.5,1.0"
+    for store, message in (("store.sqlite", "already exists"), ("absent.sqlite", "is not there")):
+        with pytest.raises(SystemExit):
+            main(["records", "--store", str(tmp_path / store), *options])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "absent.sqlite").exists()
 
 
 def test_unknown_names_are_told_what_there_is(capsys):

@@ -133,6 +133,17 @@ def test_a_failed_call_is_followed_by_a_fresh_process(misbehaving):
         assert len(call("time", "good")) == 5
 
 
+def test_a_process_that_is_killed_between_rounds_loses_no_row(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    networks = {key: (misbehaving.where, INPUTS) for key in "abcd"}
+    results = {}
+    for key, result in measure(TORCH, networks, engine="process"):
+        if not results:
+            os.kill(int((tmp_path / "where").read_text().split()[0]), signal.SIGKILL)
+        results[key] = result
+    assert set(results) == set("abcd") and all(m.rounds == 4 for m in results.values())
+
+
 def test_a_thread_tells_what_the_runtime_raised_and_goes_on(misbehaving):
     networks = {"bad": (misbehaving.refuse, INPUTS), "a": good()}
     results = dict(measure(TORCH, networks))

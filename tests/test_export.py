@@ -8,7 +8,18 @@ from torch import nn
 
 import ofa
 from predictors.devices import DEVICES
-from supernet.export import load, quantize_onnx, save, to_onnx, write_atomically, write_folder
+from supernet.export import (
+    load,
+    part_to_executorch,
+    quantize_onnx,
+    quantize_openvino,
+    save,
+    to_executorch,
+    to_onnx,
+    write_atomically,
+    write_folder,
+)
+from supernet.model import Part
 
 
 @pytest.fixture
@@ -176,3 +187,17 @@ def test_quantizing_without_inputs_leaves_no_file(float_file, tmp_path):
     with pytest.raises(ValueError, match="at least one batch"):
         quantize_onnx(float_file, tmp_path / "int8.onnx", [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_exporters_of_extras_that_are_not_installed_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("supernet.export.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"executorch is not installed: pip install 'supernet\[executorch\]'"):
+        to_executorch(torch.nn.Linear(4, 2), tmp_path / "x.pte", (torch.randn(1, 4),))
+    with pytest.raises(ImportError, match=r"pip install 'supernet\[openvino\]'"):
+        quantize_openvino(tmp_path / "x.onnx", tmp_path / "x.xml", [])
+
+
+def test_an_executorch_file_of_open_sizes_is_refused(tmp_path):
+    part = Part(torch.nn.Linear(4, 2), (torch.randn(2, 4),), ("input",), dynamic={"input": {0: "batch"}})
+    with pytest.raises(NotImplementedError, match="inputs have one size"):
+        part_to_executorch(part, tmp_path / "x.pte")

@@ -7,7 +7,7 @@ from torch import nn
 
 from predictors.devices import DEVICES, get_device
 from predictors.measuring import measure
-from supernet.export import to_onnx
+from supernet.export import quantize_openvino, to_executorch, to_onnx
 
 FEW = {"warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}
 
@@ -27,7 +27,7 @@ def made_up_input():
     return torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32))
 
 
-@pytest.mark.openvino
+@pytest.mark.extras
 @pytest.mark.parametrize("name, tolerance", [("openvino", 1e-5), ("openvino-bf16", 0.05)])
 def test_openvino_computes_what_the_network_does_in_the_precision_asked_for(onnx_file, name, tolerance):
     if name == "openvino-bf16" and "BF16" not in openvino_capabilities():
@@ -45,13 +45,79 @@ def openvino_capabilities():
     return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-@pytest.mark.openvino
+@pytest.mark.extras
 def test_a_float32_file_is_not_timed_as_int8(onnx_file):
     with pytest.raises(ValueError, match="measures int8, but openvino runs this in float32"):
         get_device("openvino-int8").load(onnx_file)
 
 
-@pytest.mark.openvino
+def calibration(n=8):
+    rng = np.random.default_rng(1)
+    return [{"input": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(n)]
+
+
+@pytest.mark.extras
+def test_a_file_that_nncf_quantized_runs_in_int8_and_computes_nearly_the_same(onnx_file, tmp_path):
+    path = quantize_openvino(onnx_file, tmp_path / "int8.xml", calibration())
+    assert {file.name for file in tmp_path.iterdir()} == {"int8.xml", "int8.bin"}
+    (exact,), (rough,) = get_device("openvino").load(onnx_file)(), get_device("openvino-int8").load(path)()
+    assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.fixture(scope="module")
+def executorch_files(tmp_path_factory):
+    """A network as ExecuTorch files, float32 and int8."""
+    folder = tmp_path_factory.mktemp("executorch")
+    return {
+        "executorch": to_executorch(network(), folder / "float32.pte", (torch.zeros(1, 3, 8, 8),)),
+        "executorch-int8": to_executorch(network(), folder / "int8.pte", (torch.zeros(1, 3, 8, 8),), calibration()),
+    }
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("name, tolerance", [("executorch", 1e-5), ("executorch-int8", 0.1)])
+def test_executorch_computes_what_the_network_does_in_the_precision_asked_for(executorch_files, name, tolerance):
+    (output,) = get_device(name).load(executorch_files[name])()
+    with torch.no_grad():
+        expected = network()(made_up_input()).numpy()
+    assert np.abs(output - expected).max() <= tolerance * np.abs(expected).max()
+    assert (name == "executorch-int8") == (np.abs(output - expected).max() > 1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.extras
+def test_executorch_reads_the_precision_back(executorch_files):
+    with pytest.raises(ValueError, match="measures int8, but executorch runs this in float32"):
+        get_device("executorch-int8").load(executorch_files["executorch"])
+    with pytest.raises(ValueError, match="measures float32, but executorch runs this in int8"):
+        get_device("executorch").load(executorch_files["executorch-int8"])
+
+
+@pytest.mark.extras
+def test_an_executorch_file_knows_its_inputs_and_takes_their_batches_apart(executorch_files):
+    run = get_device("executorch").open(executorch_files["executorch"])
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = network()(x).numpy()
+    assert np.allclose(run("float32", {"input": x.numpy()})["output"], expected, atol=1e-5)
+
+
+@pytest.mark.extras
+def test_executorch_takes_the_threads_of_the_device(executorch_files):
+    from predictors.runtimes import import_executorch
+
+    for threads in (2, 1):
+        dataclasses.replace(DEVICES["executorch"], threads=threads).load(executorch_files["executorch"])
+        assert import_executorch()._threadpool_get_thread_count() == threads
+
+
+@pytest.mark.extras
+def test_executorch_is_measured(executorch_files):
+    device, path = dataclasses.replace(DEVICES["executorch"], **FEW), executorch_files["executorch"]
+    results = dict(measure(device, {"a": path}, ("reference", path), engine="process"))
+    assert all(m.rounds == 4 and 0 < m.p10 <= m.median <= m.p90 for m in results.values())
+
+
+@pytest.mark.extras
 @pytest.mark.parametrize("engine", ["thread", "process"])
 def test_openvino_is_measured(onnx_file, engine):
     device = dataclasses.replace(DEVICES["openvino"], **FEW)
@@ -59,7 +125,7 @@ def test_openvino_is_measured(onnx_file, engine):
     assert all(m.rounds == 4 and 0 < m.p10 <= m.median <= m.p90 for m in results.values())
 
 
-@pytest.mark.openvino
+@pytest.mark.extras
 def test_a_thread_count_that_openvino_does_not_take_is_an_error(onnx_file, monkeypatch):
     import openvino
 

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 import torch
 
 import ofa
+from predictors.devices import DEVICES
 from predictors.runtimes import onnx_precision
 from recipes import bench, measure, specialize
 from recipes.bench import distinct
@@ -28,6 +32,15 @@ def folder(tmp_path_factory):
     space = ofa.mobilenet_v3_space(resolution=(16,))
     network = ofa.MobileNetV3(space, num_classes=10, width_mult=0.2, in_channels=1, stem_stride=1)
     return save(network, tmp_path_factory.mktemp("run") / "supernet", data=DATA)
+
+
+@pytest.fixture(autouse=True)
+def quick_devices(monkeypatch):
+    """Devices that measure as little as is allowed: the tests ask what is done with numbers, not how good they are."""
+    for name, device in DEVICES.items():
+        monkeypatch.setitem(DEVICES, name, dataclasses.replace(device, warmup=1, rounds=4, runs=5, spacing=0.0))
+    monkeypatch.setattr(bench, "CHECKED", 1)  # whose figure, then, is not to change what the tests see
+    monkeypatch.setattr(bench, "AGREE", math.inf)
 
 
 @pytest.fixture
@@ -125,11 +138,11 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "taken"), **FEW)
     with pytest.raises(ValueError, match="supernet's own folder"):
         specialize(str(folder), max_latency=1.0, out=str(folder), **FEW, overwrite=True)
-    with pytest.raises(ValueError, match="accuracy_samples = 1: at least 5"):
+    with pytest.raises(ValueError, match="accuracy_samples = 1: a number of at least 5, or auto"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"accuracy_samples": 1}))
     with pytest.raises(ValueError, match="not a positive number"):
         specialize(str(folder), max_latency=-1.0, out=str(tmp_path / "x"), **FEW)
-    with pytest.raises(ValueError, match="no device 'toaster'; there are onnxruntime, .*, torch"):
+    with pytest.raises(ValueError, match="no device 'toaster'; there are .*onnxruntime, .*, torch"):
         specialize(str(folder), max_latency=1.0, out=str(tmp_path / "x"), **(FEW | {"device": "toaster"}))
     subnet = load(folder).extract()
     save(subnet, tmp_path / "subnet")
@@ -142,7 +155,8 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
     monkeypatch.setattr(bench, "enough", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
     store = str(tmp_path / "store.sqlite")
     report = measure(str(folder), "onnxruntime", store=store)
-    assert asked == [20, 25] and report["n"] == work["timed"] == 25 and report["failed"] == 0
+    assert asked == [20, 25] and report["n"] == 25 and report["failed"] == 0
+    assert work["timed"] == 25 + bench.CHECKED
     assert 0 < report["cv_error"] < report["constant_error"] and report["smallest_ms"] < report["largest_ms"]
     timed, original = [], bench.Bench._time
 
@@ -235,6 +249,102 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
     assert bench.best_file(Stub(right), finals[:1], {"latency_ms": 2.0}) is None
     sized = [final | {"params": 7.0 - final["latency_ms"]} for final in finals]
     assert bench.best_file(Stub(right), sized, {"latency_ms": 5.0, "params": 4.0})["config"] == "good"
+
+
+def test_budgets_and_devices_share_what_is_evaluated(folder, tmp_path, work):
+    many = FEW | {"device": "onnxruntime,torch", "max_latency": "50, 60", "latency_samples": 6}
+    reports = specialize(str(folder), out=str(tmp_path / "out"), **many)
+    names = {f"{device}-{budget}ms" for device in ("onnxruntime", "torch") for budget in (50, 60)}
+    assert set(reports) == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"front.json", "front.png"}
+    front = json.loads((tmp_path / "out" / "front.json").read_text())
+    assert set(front) == {"onnxruntime", "torch"} and all(1 <= len(rows) <= 2 for rows in front.values())
+    done = dict(work)
+    specialize(str(folder), out=str(tmp_path / "out"), overwrite=True, **many)
+    assert work == done
+
+
+def test_a_budget_that_is_missed_costs_no_other_one(folder, tmp_path):
+    with pytest.raises(ValueError, match="1 networks were found, 1 were not:\nonnxruntime-0.0001ms: 0.0001 ms cannot"):
+        specialize(str(folder), out=str(tmp_path / "out"), max_latency=[1e-4, 50.0], **FEW)
+    assert (tmp_path / "out" / "onnxruntime-50ms" / "report.json").is_file()
+
+
+def test_a_front_has_networks_over_all_latencies(folder, tmp_path):
+    reports = specialize(str(folder), out=str(tmp_path / "out"), pareto=3, **FEW)
+    budgets = [report["budget_ms"] for report in reports.values()]
+    report = reports[next(iter(reports))]
+    assert len(budgets) == 3 and report["smallest_ms"] < budgets[0] and report["largest_ms"] <= 1.001 * budgets[2]
+    assert budgets[1] / budgets[0] == pytest.approx(budgets[2] / budgets[1], rel=0.01)
+    rows = json.loads((tmp_path / "out" / "front.json").read_text())["onnxruntime"]
+    figures = [(row["latency_ms"], row["select"]["accuracy"]) for row in rows]
+    assert figures == sorted(figures) and len({figure for _, figure in figures}) == len(figures)
+
+
+def test_files_that_ship_are_timed_where_those_of_the_faster_exporter_do_not_agree(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "AGREE", -1.0)
+    exporters, timing = [], bench.Bench._time
+
+    def spying(self, configs, exporter, what):
+        exporters.extend([exporter] * len(configs))
+        timing(self, configs, exporter, what)
+
+    monkeypatch.setattr(bench.Bench, "_time", spying)
+    measure(str(folder), device="onnxruntime", samples=6, store=str(tmp_path / "store.sqlite"))
+    assert exporters == ["search"] * 6 + ["final"] * 6
+
+
+def test_evaluations_end_where_more_would_tell_little(folder, tmp_path, work):
+    few = FEW | {"accuracy_samples": "auto"}
+    report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **few)
+    assert report["accuracy_predictor"]["loss"]["n"] in range(20, 201, 20)
+
+
+def test_what_was_evaluated_for_another_budget_counts_where_it_is_within_this_one(folder):
+    space, cost = load(folder).space, lambda X: X.sum(axis=1)
+    known, found = space.sample(40, np.random.default_rng(1)), space.sample(3, np.random.default_rng(2))
+    budget = float(np.median(cost(known)))
+    within = int((cost(known) <= budget).sum())
+    stub = SimpleNamespace(supernet=SimpleNamespace(space=space))
+    A = bench.samples_near(
+        stub, bench.Evaluated(known, found), within + 7, np.random.default_rng(0), [(cost, budget)], folds=None
+    )
+    assert (A[2:42] == known).all() and len(A) == 2 + 40 + 5  # the ends count, too
+    assert (cost(A[42:]) <= budget).all() and len(np.unique(np.concatenate([A, found]), axis=0)) == len(A) + 3
+
+
+def test_devices_that_would_share_a_folder_are_refused(folder, tmp_path):
+    (tmp_path / "other.yaml").write_text("{name: onnxruntime, runtime: onnxruntime, threads: 2}")
+    few = FEW | {"device": f"onnxruntime,{tmp_path / 'other.yaml'}"}
+    with pytest.raises(ValueError, match="folders are named by onnxruntime, onnxruntime"):
+        specialize(str(folder), out=str(tmp_path / "out"), max_latency=50.0, **few)
+
+
+def test_a_device_that_fails_costs_no_other_one(folder, tmp_path, monkeypatch):
+    def failing(self, *arguments, **options):
+        raise RuntimeError("no such instruction")
+
+    few = FEW | {"device": "torch,onnxruntime", "latency_samples": 6}
+    monkeypatch.setattr("recipes.bench.write_parts", failing)
+    with pytest.raises(ValueError, match="1 networks were found, 1 were not:\nonnxruntime.*: .*no such instruction"):
+        specialize(str(folder), out=str(tmp_path / "out"), max_latency=50.0, **few)
+
+
+@pytest.mark.parametrize("given", [{}, {"max_latency": 1.0, "pareto": 3}, {"pareto": 1}, {"max_latency": "1,x"}])
+def test_budgets_that_make_no_sense_are_refused(folder, tmp_path, given):
+    with pytest.raises(ValueError, match="max_latency = "):
+        specialize(str(folder), out=str(tmp_path / "out"), **FEW, **given)
+
+
+def test_exported_files_keep_within_their_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "CACHE", 250)
+    monkeypatch.setattr(bench, "KEPT", 1)
+    for i in range(4):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "x").write_bytes(bytes(100))
+        os.utime(tmp_path / str(i), (i, i))
+    bench.trim(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
 
 
 def test_distinct_rows_are_new_and_apart():

@@ -1,4 +1,6 @@
+import csv
 import dataclasses
+import json
 import os
 import signal
 import sqlite3
@@ -171,3 +173,32 @@ def test_records_are_found_by_a_part_of_their_key(tmp_path):
         assert len(store.records("failure")) == 3 and store.records("failure", device_id="x") == []
         with pytest.raises(ValueError, match="no column"):
             store.records("failure", place="x")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_is_written_with_its_keys(tmp_path, suffix):
+    with Store(tmp_path / "store.sqlite") as store:
+        for i in range(3):
+            store.add("accuracy", (f"{i:064x}", "weights", "data"), {"accuracy": i / 4, "loss": 1.0})
+        store.add(
+            "failure", ("network", "device"), {"reasons": ["a, b", "c"], "taken": "now", "device": {"threads": 1}}
+        )
+        if suffix == ".parquet":
+            pyarrow = pytest.importorskip("pyarrow.parquet")
+            read = lambda path: pyarrow.read_table(path).to_pylist()  # noqa: E731
+        else:
+            read = lambda path: list(csv.DictReader(path.read_text().splitlines()))  # noqa: E731
+        assert store.write("accuracy", tmp_path / f"a{suffix}") == 3
+        rows = read(tmp_path / f"a{suffix}")
+        assert list(rows[0]) == ["network_id", "weights_id", "data_id", "accuracy", "loss"]
+        assert [(row["network_id"], float(row["accuracy"])) for row in rows] == [(f"{i:064x}", i / 4) for i in range(3)]
+        store.write("failure", tmp_path / f"f{suffix}")
+        (row,) = read(tmp_path / f"f{suffix}")
+        assert json.loads(row["reasons"]) == ["a, b", "c"] and json.loads(row["device"]) == {"threads": 1}
+
+
+def test_a_table_that_cannot_be_written_is_told(tmp_path):
+    with Store(tmp_path / "store.sqlite") as store:
+        for table, name in (("latencies", "x.csv"), ("latency", "x.xls")):
+            with pytest.raises(ValueError, match="a table is one of latency, .*, a file .csv or .parquet"):
+                store.write(table, tmp_path / name)

@@ -1,0 +1,143 @@
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from predictors.devices import DEVICES
+from predictors.engines import NetworkError, ray_engine
+from predictors.measuring import Failure, measure
+from supernet.export import to_onnx
+
+pytestmark = pytest.mark.extras
+
+TORCH = dataclasses.replace(DEVICES["torch"], name="board", warmup=1, rounds=4, runs=5, spacing=0.0)
+INPUTS = (torch.zeros(1, 2),)
+SPYING = """
+import os
+import time
+
+
+def crash(x):
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def logged(x):
+    began = time.time()
+    time.sleep(0.002)
+    with open(os.environ["LOGGED"], "a") as file:
+        print(os.getppid(), os.nice(0), began, time.time(), file=file)
+    return x
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Four workers, one of which has the device; and a module that they can import."""
+    ray = pytest.importorskip("ray")
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "spying.py").write_text(SPYING)
+    os.environ["LOGGED"] = str(folder / "log")
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        address="local",
+        num_cpus=4,
+        resources={"device:board": 1},
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path, "LOGGED": os.environ["LOGGED"]}},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    ray.shutdown()
+    del os.environ["LOGGED"]
+
+
+def good():
+    return nn.Linear(2, 2).eval(), INPUTS
+
+
+def spied():
+    import spying
+
+    return spying.logged, INPUTS
+
+
+def runs(folder):
+    """What `spied` networks logged: (Ray's process, its niceness, begin, end) of each run."""
+    lines = map(str.split, (folder / "log").read_text().splitlines())
+    return [(int(process), int(nice), float(began), float(ended)) for process, nice, began, ended in lines]
+
+
+def test_no_two_measurements_overlap_on_one_device(cluster):
+    from concurrent.futures import ThreadPoolExecutor
+
+    (cluster / "log").unlink(missing_ok=True)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(lambda i=i: dict(measure(TORCH, {f"{i}": spied()}, engine="ray"))) for i in range(4)]
+        found = {key for job in jobs for key in job.result()}
+    assert found == set("0123")
+    seen = sorted(runs(cluster), key=lambda run: run[2])
+    assert len({process for process, *_ in seen}) == 4  # each had a worker of its own
+    assert all(before[3] <= after[2] for before, after in zip(seen, seen[1:]))
+    assert {nice for _, nice, *_ in seen} == {os.nice(0)}
+
+
+def test_a_worker_that_is_killed_loses_no_row(cluster):
+    (cluster / "log").unlink(missing_ok=True)
+    networks, results, killed = {key: spied() for key in "abcdef"}, {}, False
+    serial = dict(measure(TORCH, {key: good() for key in "abcdef"}, ("reference", good()), engine="process"))
+    for key, result in measure(TORCH, networks, ("reference", good()), engine="ray"):
+        assert key not in results
+        results[key] = result
+        if not killed:
+            os.kill(runs(cluster)[-1][0], signal.SIGKILL)
+            killed = True
+    assert results.keys() == serial.keys()
+    assert all((m.rounds, m.runs) == (4, 5) for m in results.values())
+    assert len({process for process, *_ in runs(cluster)}) == 2
+
+
+def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(cluster):
+    import spying
+
+    networks = {"a": good(), "bad": (spying.crash, INPUTS), "b": good()}
+    results = dict(measure(TORCH, networks, engine="ray"))
+    assert isinstance(results["bad"], Failure) and "SIGSEGV" in results["bad"].reasons[0]
+    assert [results[key].rounds for key in "ab"] == [4, 4]
+
+
+def test_a_network_that_hangs_is_stopped_at_the_limit(cluster):
+    with ray_engine(TORCH, limit=2) as call, pytest.raises(NetworkError, match="no answer in 2 s"):
+        call("load", "bad", (time.sleep, (1000,)))
+
+
+def test_files_travel(cluster, tmp_path):
+    path = to_onnx(nn.Linear(4, 2).eval(), tmp_path / "network.onnx", (torch.zeros(1, 4),), fast=True)
+    device = dataclasses.replace(DEVICES["onnxruntime"], name="board", warmup=1, rounds=4, runs=5, spacing=0.0)
+    (result,) = dict(measure(device, {"a": path}, engine="ray")).values()
+    assert result.p10 > 0
+    with pytest.raises(FileNotFoundError, match="absent.onnx is not there"):
+        dict(measure(device, {"a": tmp_path / "absent.onnx"}, engine="ray"))
+
+
+def test_files_are_run_on_what_they_are_given_where_the_device_is(cluster, tmp_path):
+    network, x = nn.Linear(4, 2).eval(), torch.randn(3, 4)
+    path = to_onnx(network, tmp_path / "network.onnx", (torch.zeros(1, 4),), fast=True)
+    device = dataclasses.replace(DEVICES["onnxruntime"], name="board")
+    with ray_engine(device) as call:
+        call("open", str(path))
+        made = call("run", "network", {"input": x.numpy()})["output"]
+        assert call("memory", path) > 0
+    assert torch.allclose(torch.from_numpy(made), network(x), atol=1e-5)
+
+
+def test_a_device_that_no_machine_has_is_told(cluster):
+    with pytest.raises(ValueError, match="no machine of the Ray cluster has device:toaster .*device:board.*ray start"):
+        dict(measure(dataclasses.replace(TORCH, name="toaster"), {"a": good()}, engine="ray"))
