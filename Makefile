@@ -14,7 +14,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
 
 test-extras: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --editable '.[openvino,executorch,ray]'

@@ -142,9 +142,12 @@ def find_network(
         return -(bench.evaluate(X, "evaluating")["loss"] if direct else predictors["loss"].predict(X))
 
     def slowest_told(X: np.ndarray) -> np.ndarray:
-        """The upper ends of the intervals that latencies are predicted to lie in; few rows tell none for `LEVEL`."""
+        """The upper ends of the intervals that latencies are predicted to lie in; few rows tell none for `LEVEL`.
+
+        An interval without an end, where the predictor knows nothing, is beyond any budget.
+        """
         rows = len(latency.cv_errors_)
-        return latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1]
+        return np.minimum(latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1], 1e6 * budget)
 
     winner, timed = None, {}
     # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.

@@ -44,7 +44,7 @@ def onnx_file(tmp_path_factory):
 
 
 def test_an_unknown_device_is_told_what_there_is():
-    with pytest.raises(ValueError, match="'toaster'; there are onnxruntime, .*, torch"):
+    with pytest.raises(ValueError, match="'toaster'; there are .*onnxruntime, .*, torch"):
         get_device("toaster")
 
 
@@ -121,7 +121,7 @@ def test_a_package_adds_a_device_by_an_entry_point(monkeypatch, made):
     monkeypatch.setattr(EntryPoint, "load", lambda self: made)
     monkeypatch.setattr("predictors.devices.entry_points", lambda group: [point])
     assert get_device("board") is TORCH
-    with pytest.raises(ValueError, match="there are board, onnxruntime"):
+    with pytest.raises(ValueError, match="there are board, .*onnxruntime"):
         get_device("toaster")
 
 
