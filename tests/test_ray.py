@@ -1,7 +1,6 @@
 import dataclasses
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -25,6 +24,10 @@ def crash(x):
     import ctypes
 
     ctypes.string_at(0)
+
+
+def hang(x):
+    time.sleep(1000)
 
 
 def logged(x):
@@ -114,8 +117,10 @@ def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(c
 
 
 def test_a_network_that_hangs_is_stopped_at_the_limit(cluster):
+    import spying
+
     with ray_engine(TORCH, limit=2) as call, pytest.raises(NetworkError, match="no answer in 2 s"):
-        call("load", "bad", (time.sleep, (1000,)))
+        call("load", "bad", (spying.hang, INPUTS))
 
 
 def test_files_travel(cluster, tmp_path):
