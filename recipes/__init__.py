@@ -13,7 +13,7 @@ __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "
 FORMATS = ("onnx", "timm", "huggingface")
 # Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
-FAILURES = (ValueError, NotImplementedError, RuntimeError, OSError)  # at one device or budget, of several
+FAILURES = (ValueError, RuntimeError, OSError)  # at one of several devices or budgets; the others are still tried
 
 
 def specialize(
@@ -127,7 +127,7 @@ def specialize(
 
     evaluated = Evaluated()
     found: dict[Path, dict[str, Any]] = {}
-    missed: dict[str, str] = {}
+    missed: dict[str, Exception] = {}
     with tempfile.TemporaryDirectory() as files:
         if not several:
             with open_bench(supernet, names[0], data, store, files, engine) as bench:
@@ -140,9 +140,9 @@ def specialize(
                         try:
                             found[place(name, budget)] = find(bench, budget, place(name, budget))
                         except FAILURES as error:
-                            missed[place(name, budget).name] = str(error)
+                            missed[place(name, budget).name] = error
             except FAILURES as error:
-                missed[name] = str(error)
+                missed[name] = error
     by_budget = sorted(found.items(), key=lambda item: (item[1]["device"]["name"], item[1]["budget_ms"]))
     reports = {path.name: report for path, report in by_budget}
     if reports:
@@ -150,7 +150,8 @@ def specialize(
         print(f"{len(reports)} networks, compared in {folder / FRONT_FILES[0]}")
     if missed:
         told = "".join(f"\n{name}: {why}" for name, why in missed.items())
-        raise ValueError(f"{len(reports)} networks were found, {len(missed)} were not:{told}")
+        message = f"{len(reports)} networks were found, {len(missed)} were not:{told}"
+        raise ValueError(message) from ExceptionGroup("what was missed", list(missed.values()))
     return reports
 
 

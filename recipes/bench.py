@@ -486,7 +486,8 @@ class Bench:
         # Files are shared by the devices that load the same ones.
         kind = f"int8-{device.runtime}" if device.precision == "int8" else "float32"
         self.files = files / f"{kind}-{device.batch}{RUNTIMES[device.runtime].files or ''}"
-        self.exporter, self.exporters_ratio = "search", 1.0  # of the files that are searched by, see `agrees`
+        self.exporter = "search"  # of the files that are searched by
+        self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, dict[str, float]] | None = None
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         self.files.mkdir(parents=True, exist_ok=True)
@@ -533,18 +534,18 @@ class Bench:
         """
         if self.exporter == "final" or self.data is None or RUNTIMES[self.device.runtime].files != ".onnx":
             return True
-        spread = np.argsort(ms)[np.linspace(0, len(ms) - 1, CHECKED).round().astype(int)]
-        configs = self.supernet.space.decode(X[np.unique(spread)])
-        self._time([c for c in configs if not self._records(c, "final")], "final", "checking the faster exporter")
+        spread = X[np.unique(np.argsort(ms)[np.linspace(0, len(ms) - 1, CHECKED).round().astype(int)])]
+        ran = spread[np.isfinite(self.final_latencies(spread, "checking the faster exporter"))]
         p10s = [
             [
                 record.p10 / record.reference_p10
                 for record in (self._records(c, kind)[0] for kind in ("search", "final"))
             ]
-            for c in configs
-            if self._records(c, "final")
+            for c in self.supernet.space.decode(ran)
         ]
-        self.exporters_ratio = float(np.median([final / search for search, final in p10s])) if p10s else math.inf
+        if not p10s:
+            raise ValueError(f"{self.device.name}: no file that ships could be timed: {self.reasons()}")
+        self.exporters_ratio = float(np.median([final / search for search, final in p10s]))
         if abs(self.exporters_ratio - 1) > AGREE:
             print(
                 f"{self.device.name}: files that ship take {self.exporters_ratio:.3f} times as long as those of the"
@@ -779,7 +780,7 @@ class Bench:
     # ---- result
 
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
-        """The winner's files, all or none: the saved subnet, its ONNX files, the report and the front."""
+        """The winner's files, all or none: the saved subnet, those that the device loads, the report and the front."""
         subnet = self.calibrated(config)
         files = self._files(config, subnet, "final")  # those that were timed, if they were
 
