@@ -64,13 +64,13 @@ class Worker:
         return self.parts(name, feeds)
 
     def time(self, key: str) -> tuple[float, ...]:
-        """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones."""
+        """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones. Waits while others time here."""
         device, run, times = self.device, self.runs[key], []
         evict = cache_evictor() if device.protocol == "cold" else None
         collects = gc.isenabled()
         gc.disable()
         try:
-            with runtime_threads(device):
+            with alone_here(), runtime_threads(device):
                 for _ in range(device.warmup):
                     run()
                 for _ in range(device.runs):
@@ -103,6 +103,22 @@ def resident(field: str) -> int:
     """The bytes of this process that are in memory now (VmRSS), or were at most (VmHWM)."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
+
+
+@contextmanager
+def alone_here() -> Iterator[None]:
+    """Keeps whoever else measures on this machine, in whatever engine, waiting (not on Windows)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / "supernet-measures.lock"
+    if not path.exists():
+        path.touch()
+    with path.open() as lock:  # to read, which is all that another user's file allows
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker
@@ -229,16 +245,11 @@ class _Host:
         self._device, self._limit, self._stack = device, limit, ExitStack()
 
     def ready(self) -> None:
-        """Wait until no other measures on this machine."""
-        import fcntl  # not on Windows, which no Ray machine is to be
-
         if os.nice(0) > 0:  # Ray's default, with which other programs would go first
             try:
                 os.setpriority(os.PRIO_PROCESS, 0, 0)
             except PermissionError as error:
                 raise OSError("Ray's workers have a low priority here: start it with RAY_worker_niceness=0") from error
-        lock = self._stack.enter_context(open(Path(tempfile.gettempdir()) / "supernet-measures.lock", "w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
         self._call = self._stack.enter_context(process_engine(self._device, self._limit))
 
     def call(self, method: str, *arguments: Any) -> bytes:

@@ -67,6 +67,14 @@ def hold_64_mb(x):
     return numpy.ones(2**23)
 
 
+def when(x):
+    began = time.monotonic()
+    time.sleep(0.01)
+    with open(os.environ["WHEN"], "a") as file:
+        print(began, time.monotonic(), file=file)
+    return x
+
+
 def where(x):
     with open(os.environ["WHERE"], "a") as file:
         print(os.getpid(), *os.sched_getaffinity(0), file=file)
@@ -120,6 +128,19 @@ def test_a_network_that_hangs_is_stopped_at_the_limit(misbehaving):
             other("load", "bad", (misbehaving.hang, INPUTS))
         assert len(call("time", "good")) == 5
     assert time.monotonic() - began < 60
+
+
+def test_no_two_measurements_overlap_on_one_machine(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHEN", str(tmp_path / "when"))
+    engines = ["process", "process", "thread"]
+    with ThreadPoolExecutor(3) as pool:
+        source = (misbehaving.when, INPUTS)
+        jobs = [pool.submit(lambda e=e: dict(measure(TORCH, {"a": source}, engine=e))) for e in engines]
+        assert all(isinstance(job.result()["a"], Measurement) for job in jobs)
+    runs = sorted(tuple(map(float, line.split())) for line in (tmp_path / "when").read_text().splitlines())
+    assert len(runs) == 3 * (1 + TORCH.rounds * (TORCH.warmup + TORCH.runs))
+    overlaps = sum(before[1] > after[0] for before, after in zip(runs, runs[1:]))
+    assert overlaps <= 2 * 3  # of the three that are not timed, when a network is loaded
 
 
 def test_a_failed_call_is_followed_by_a_fresh_process(misbehaving):
