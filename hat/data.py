@@ -398,7 +398,7 @@ def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
     for split, theirs in named.items():
         rows = splits[theirs]["translation"]
         try:
-            pairs[split] = [(row[source], row[target]) for row in rows]
+            pairs[split] = [(row[source] or "", row[target] or "") for row in rows]
         except KeyError as error:
             raise ValueError(f"hf:{name} has no language {error}; a row has {sorted(rows[0])}") from error
     return pairs

@@ -11,9 +11,11 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
@@ -91,6 +93,11 @@ def save_huggingface(
     folder, model = Path(folder), to_huggingface(subnet)
     if tokenizer is not None:
         check_tokenizer(tokenizer, model.config)
+        trained = subnet.input_spec.get("tokenizer")
+        if trained is not None and json.loads(trained)["model"] != model_of(tokenizer):
+            raise ValueError(
+                "tokenizer: it is not the one that this network was trained with: its ids mean other tokens"
+            )
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = model.config.max_positions
     spec = {"num_beams": "beam", "length_penalty": "length_penalty"}
@@ -197,6 +204,12 @@ def check_tokenizer(tokenizer: Any, config: HatConfig) -> None:
             raise ValueError(f"tokenizer: its {name} token has the id {found}, the network's has {expected}")
 
 
+def model_of(tokenizer: Any) -> Any:
+    """What says which text each id is of, of a fast tokenizer; None of another kind."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())["model"]
+
+
 def model_card(name: str, model: HatForConditionalGeneration, tokenizer: bool) -> str:
     """The text of README.md."""
     config = model.config
@@ -261,6 +274,8 @@ def translate(
     if num_beams < 1:
         raise ValueError(f"num_beams = {num_beams}: at least 1")
     positions = model.config.max_position_embeddings
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(f"tokenizer: it has {len(tokenizer)} tokens, the network {model.config.vocab_size}")
     sources = [tokenizer(text)["input_ids"] or [EOS] for text in texts]
     for number, source in enumerate(sources):
         if len(source) > positions:
@@ -319,13 +334,41 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], seed: int = 12345
     BLEU = import_sacrebleu()
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses of {len(references)} references")
-    metric, before = BLEU(), os.environ.get("SACREBLEU_SEED")
-    os.environ["SACREBLEU_SEED"] = str(seed)  # sacrebleu takes it from nowhere else
-    try:
+    metric = BLEU()
+    with sacrebleu_seed(seed):
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=BOOTSTRAP)
+    mean, half = score._mean, score._ci
+    return {"bleu": score.score, "low": mean - half, "high": mean + half, "signature": str(metric.get_signature())}
+
+
+def compare_bleu(
+    hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], seed: int = 12345
+) -> dict[str, float]:
+    """By how much the BLEU of `hypotheses` is above that of `others`, {"difference", "difference_low",
+    "difference_high"}, with the 95 % interval of a paired bootstrap (Koehn 2004): both on the same 1000 resamples."""
+    metric = import_sacrebleu()()
+    from sacrebleu.significance import _bootstrap_resample, estimate_ci
+
+    if not len(hypotheses) == len(others) == len(references):
+        raise ValueError(f"{len(hypotheses)} and {len(others)} hypotheses of {len(references)} references")
+    scores, resampled = [], []
+    with sacrebleu_seed(seed):
+        for system in (hypotheses, others):
+            counts = metric._extract_corpus_statistics(list(system), [list(references)])
+            scores.append(metric._aggregate_and_compute(counts).score)
+            resampled.append(np.array([score.score for score in _bootstrap_resample(counts, metric, BOOTSTRAP)[1]]))
+    mean, half = (float(value) for value in estimate_ci(resampled[0] - resampled[1]))
+    return {"difference": scores[0] - scores[1], "difference_low": mean - half, "difference_high": mean + half}
+
+
+@contextmanager
+def sacrebleu_seed(seed: int) -> Iterator[None]:
+    """sacrebleu takes the seed of its resamples from nowhere but the environment."""
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)
+    try:
+        yield
     finally:
         os.environ.pop("SACREBLEU_SEED")
         if before is not None:
             os.environ["SACREBLEU_SEED"] = before
-    mean, half = score._mean, score._ci
-    return {"bleu": score.score, "low": mean - half, "high": mean + half, "signature": str(metric.get_signature())}

@@ -53,7 +53,12 @@ class Paragraphs(HTMLParser):
 
 def paragraphs(path: Path) -> dict[str, str]:
     page = Paragraphs()
-    page.feed(path.read_text(encoding="utf-8"))
+    data = path.read_bytes()
+    try:
+        page.feed(data.decode())
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8: {error}") from error
     return page.found
 
 
@@ -83,8 +88,8 @@ def split_of(page: str) -> str:
 def make(out: str | Path, root: str | Path | None = None, overwrite: bool = False) -> dict[str, int]:
     """Write train, valid and test of both languages to the folder `out`; returns and prints the counts.
 
-    `root` is where both packages are unpacked; they are fetched with apt-get where it is left out. A pair that several
-    pages have counts once, in the split of the first of them.
+    `root` is where both packages are unpacked, each in a folder of its own or together; they are fetched with apt-get
+    where it is left out. A pair that several pages have counts once, in the split of the first of them.
     """
     from supernet.export import check_free, write_folder
 
@@ -121,12 +126,13 @@ def make(out: str | Path, root: str | Path | None = None, overwrite: bool = Fals
 
 def read(root: Path) -> dict[str, list[tuple[str, str]]]:
     """{page: pairs} of all pages that both languages have, by paragraphs of one id, in the order of the first."""
-    places = [root / HELP, root]
-    folder = next((place for place in places if (place / LANGUAGES["en"]).is_dir()), None)
-    if folder is None or not (folder / LANGUAGES["de"]).is_dir():
+    places = [root / HELP, root, *sorted(path / HELP for path in root.glob("*"))]  # in one folder, or one each
+    texts = [[place / name / "text" for place in places] for name in LANGUAGES.values()]
+    found = [next(filter(Path.is_dir, some), None) for some in texts]
+    if None in found:
         raise ValueError(f"{root} does not hold the unpacked packages {' and '.join(PACKAGES)}")
     pages = {}
-    first, second = (folder / name / "text" for name in LANGUAGES.values())
+    first, second = found
     for path in sorted(first.rglob("*.html")):
         page = path.relative_to(first)
         if (second / page).is_file():

@@ -354,6 +354,12 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         names = ("encoder_outputs", "attention_mask", "decoder_attention_mask", "use_cache", CACHE)
         return {"decoder_input_ids": input_ids[:, past:]} | {name: given.get(name) for name in names}
 
+    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *given: Any) -> None:
+        # Before the work: the last token is not fed to the decoder.
+        if (tokens := generation_config.max_length - 1) > (positions := self.config.max_positions):
+            raise ValueError(f"up to {tokens} tokens are asked for: this network has {positions} positions")
+        super()._validate_generated_length(generation_config, input_ids_length, *given)
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **given: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:

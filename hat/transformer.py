@@ -355,11 +355,11 @@ class Transformer(Supernet):
                     )
 
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
-        size = self.arguments["vocab_size"]
-        if size != input_spec["vocab_size"]:
-            raise ValueError(
-                f"the supernet was made with vocab_size = {size}, the tokenizer has {input_spec['vocab_size']}"
-            )
+        for name in ("vocab_size", "target_vocab_size"):
+            if (size := self.arguments[name]) not in (None, input_spec["vocab_size"]):
+                raise ValueError(
+                    f"the supernet was made with {name} = {size}, the tokenizer has {input_spec['vocab_size']}"
+                )
         if self.arguments["max_positions"] < input_spec["max_length"]:
             raise ValueError(
                 f"the supernet has {self.arguments['max_positions']} positions, the data have sentences of up to"

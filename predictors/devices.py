@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from predictors.runtimes import RUNTIMES, Run, RunPart, Source
+from predictors.runtimes import RUNTIMES, Run, RunPart, Source, gpu_name
 from predictors.store import digest
 
 STATISTICS = {"p10": 10, "median": 50, "p90": 90}  # as percentiles
@@ -29,12 +30,13 @@ class Device:
     loop with warm caches; with "cold" the caches are filled with other data before each of the runs, as by a program
     that does something else in between: a small network then takes up to 3 times as long. `affinity` are the CPUs that
     it may run on; None takes the first `threads` that this process may use. `statistic` is the one that a budget is
-    judged on.
+    judged on. On "cuda" torch computes on the GPU, without TF32, and a run ends when the GPU is done.
     """
 
     name: str
     runtime: str
     precision: str = "float32"
+    on: str = "cpu"
     threads: int = 1
     affinity: tuple[int, ...] | None = None
     batch: int = 1
@@ -50,17 +52,19 @@ class Device:
             object.__setattr__(self, "affinity", tuple(self.affinity))
         kinds = {"str": str, "int": int, "float": (int, float)}  # a description may come from a file
         for field in dataclasses.fields(self):
-            if not isinstance(value := getattr(self, field.name), kinds.get(field.type, object)):
+            value = getattr(self, field.name)
+            if not isinstance(value, kinds.get(field.type, object)) or isinstance(value, bool):
                 raise ValueError(f"{self.name}: {field.name} = {value!r} is no {field.type}")
         for field, known in (
             ("runtime", tuple(RUNTIMES)),
             ("precision", RUNTIMES[self.runtime].precisions if self.runtime in RUNTIMES else ()),
-            ("protocol", ("tight", "cold")),
+            ("on", RUNTIMES[self.runtime].places if self.runtime in RUNTIMES else ()),
+            ("protocol", ("tight", "cold") if self.on == "cpu" else ("tight",)),
             ("statistic", tuple(STATISTICS)),
         ):
             if getattr(self, field) not in known:
                 raise ValueError(f"{self.name}: {field} = {getattr(self, field)!r} is not one of {known}")
-        if min(self.threads, self.batch) < 1 or self.warmup < 0 or self.spacing < 0:
+        if min(self.threads, self.batch) < 1 or self.warmup < 0 or not 0 <= self.spacing < math.inf:
             raise ValueError(f"{self.name}: threads and batch are at least 1, warmup and spacing at least 0: {self}")
         if self.rounds < 3 or self.runs * self.rounds < 20:
             raise ValueError(f"{self.name}: at least 3 rounds and 20 runs in all, not {self.rounds} of {self.runs}")
@@ -73,7 +77,7 @@ class Device:
             "system": platform.system(),
             "version": RUNTIMES[self.runtime].version(),
             "cpus": list(self.cpus()),
-        }
+        } | ({"gpu": gpu_name()} if self.on == "cuda" else {})
 
     def cpus(self) -> tuple[int, ...]:
         """The CPUs that measuring is pinned to; empty where the system cannot pin."""
@@ -143,6 +147,7 @@ DEVICES = {
     device.name: device
     for device in (
         Device("torch", "torch"),
+        Device("torch-cuda", "torch", on="cuda"),
         Device("torch-compile", "torch-compile"),
         Device("onnxruntime", "onnxruntime"),
         Device("onnxruntime-int8", "onnxruntime", "int8"),
@@ -159,7 +164,8 @@ def get_device(name: str) -> Device:
     """A device by its name, or by the YAML or JSON file that describes it.
 
     Names are those of DEVICES, and of the entry points `supernet.devices` of installed packages, each a Device or a
-    function that makes one; a package may add its runtime to `predictors.runtimes.RUNTIMES`. ValueError lists what
+    function that makes one; a package may add its runtime to `predictors.runtimes.RUNTIMES`, its functions those of a
+    module that the process which times can import. ValueError lists what
     there is, ImportError says what to install.
     """
     if Path(name).suffix in (".yaml", ".yml", ".json"):

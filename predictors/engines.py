@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from predictors.devices import Device
-from predictors.runtimes import Run, RunPart, Source
+from predictors.runtimes import RUNTIMES, Run, RunPart, Runtime, Source
 
 # Errors of what was asked for, not of the network.
 USERS_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -49,7 +49,8 @@ class Worker:
         """Load a network, and run it once, since that allocates."""
         with runtime_threads(self.device):
             run = self.device.load(source)
-            run()
+            with networks_errors():
+                run()
         self.runs[key] = run
 
     def drop(self, key: str) -> None:
@@ -64,13 +65,13 @@ class Worker:
         return self.parts(name, feeds)
 
     def time(self, key: str) -> tuple[float, ...]:
-        """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones. Waits while others time here."""
+        """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones, while no other times here."""
         device, run, times = self.device, self.runs[key], []
         evict = cache_evictor() if device.protocol == "cold" else None
         collects = gc.isenabled()
         gc.disable()
         try:
-            with alone_here(), runtime_threads(device):
+            with alone_here(), runtime_threads(device), networks_errors():
                 for _ in range(device.warmup):
                     run()
                 for _ in range(device.runs):
@@ -89,6 +90,8 @@ class Worker:
 
         Meant for a process that has not done so before; the runtime is imported first, and does not count.
         """
+        if self.device.on == "cuda":
+            raise ValueError(f"{self.device.name}: how much memory a network takes of a GPU is not told")
         if not (forget := Path("/proc/self/clear_refs")).is_file():
             raise OSError("how much memory a network takes is only told on Linux")
         self.device.import_runtime()
@@ -97,6 +100,15 @@ class Worker:
         before = resident("VmRSS")
         self.load("", source)
         return resident("VmHWM") - before
+
+
+@contextmanager
+def networks_errors() -> Iterator[None]:
+    """Whatever is raised while a network runs is its own error, an OSError that there is no memory, too."""
+    try:
+        yield
+    except Exception as error:
+        raise NetworkError(f"{type(error).__name__}: {error}") from error
 
 
 def resident(field: str) -> int:
@@ -137,7 +149,7 @@ def thread_engine(device: Device) -> Iterator[Call]:
     def call(method: str, *arguments: Any) -> Any:
         try:
             return pool.submit(getattr(worker, method), *arguments).result()
-        except USERS_ERRORS:
+        except (NetworkError, *USERS_ERRORS):
             raise
         except Exception as error:
             raise NetworkError(f"{type(error).__name__}: {error}") from error
@@ -194,7 +206,7 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
 
     def made() -> Any:
         """A host that holds the device, however long others do before."""
-        host = ray.remote(num_cpus=0, resources={token: 1})(_Host).remote(device, limit)
+        host = ray.remote(num_cpus=0, resources={token: 1})(_Host).remote(device, RUNTIMES[device.runtime], limit)
         ready = host.ready.remote()
         while not ray.wait([ready], timeout=10)[0]:
             if not there():
@@ -241,8 +253,9 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
 class _Host:
     """What runs on the device's machine, one at a time: the process engine, which gets files that arrived as files."""
 
-    def __init__(self, device: Device, limit: float) -> None:
+    def __init__(self, device: Device, runtime: Runtime, limit: float) -> None:
         self._device, self._limit, self._stack = device, limit, ExitStack()
+        RUNTIMES[device.runtime] = runtime  # it may be of another package
 
     def ready(self) -> None:
         if os.nice(0) > 0:  # Ray's default, with which other programs would go first
@@ -309,12 +322,21 @@ class _Process:
     """A process that serves the calls of one worker."""
 
     def __init__(self, device: Device) -> None:
+        unknown = (
+            f"{device.name}: the process that times cannot import its runtime {device.runtime}: put it in a module"
+        )
+        try:
+            description = pickle.dumps((device, RUNTIMES[device.runtime]))
+        except (pickle.PicklingError, AttributeError) as error:
+            raise ValueError(f"{unknown} ({error})") from error
+        if b"__main__" in description:
+            raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         self._connection = Connection(ours.detach())
-        self._connection.send_bytes(pickle.dumps(device))
+        self._connection.send_bytes(description)
 
     def call(self, limit: float, method: str, *arguments: Any) -> Any:
         # Plain pickle: torch would have multiprocessing's share the memory of tensors.
@@ -340,7 +362,8 @@ def serve(descriptor: int) -> None:
     """Answer the calls that come through a socket, until it closes: what runs in a process engine's process."""
     connection = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver ends this process
-    device = pickle.loads(connection.recv_bytes())
+    device, runtime = pickle.loads(connection.recv_bytes())
+    RUNTIMES[device.runtime] = runtime  # it may be of another package
     if cpus := device.cpus():
         os.sched_setaffinity(0, cpus)
     limit_memory()
@@ -353,6 +376,8 @@ def serve(descriptor: int) -> None:
         try:
             method, arguments = pickle.loads(request)
             answer = getattr(worker, method)(*arguments)
+        except NetworkError as error:
+            answer = error
         except USERS_ERRORS as error:
             answer = next(cls for cls in USERS_ERRORS if isinstance(error, cls))(str(error))
         except Exception as error:
@@ -389,20 +414,26 @@ def ended(status: int) -> str:
 def runtime_threads(device: Device) -> Iterator[None]:
     """torch's thread count is global to the process: set it while timing only. Others' are the session's.
 
-    Denormals are flushed on the calling thread, which is the worker's own.
+    So is whether a GPU rounds float32 to TF32, which it then does not. Denormals are flushed on the calling thread,
+    which is the worker's own.
     """
     if not device.times_modules:
         yield
         return
     import torch
 
-    threads = torch.get_num_threads()
+    threads, gpu = torch.get_num_threads(), (torch.backends.cuda.matmul, torch.backends.cudnn)
+    rounds = [backend.allow_tf32 for backend in gpu]
     torch.set_num_threads(device.threads)
     torch.set_flush_denormal(True)
+    for backend in gpu:
+        backend.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        for backend, allowed in zip(gpu, rounds):
+            backend.allow_tf32 = allowed
 
 
 def cache_evictor() -> Call:

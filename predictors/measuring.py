@@ -136,9 +136,10 @@ def measure(
     `latencies` can divide out drift.
 
     Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one that a network may
-    crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too; no other network
-    loses a round; or "ray", such a process on the machine of a Ray cluster that has the device. A source that is not
-    what the device times raises ValueError, TypeError or OSError; a reference that fails, NetworkError.
+    crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too, as where it cannot
+    be exported; no other network loses a round; or "ray", such a process on the machine of a Ray cluster that has the
+    device. A source that is not what the device times raises ValueError, TypeError or OSError; a reference that fails,
+    NetworkError.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
@@ -162,7 +163,8 @@ def measure(
             after = () if standard is None else bench.time(standard)
             if standard is not None and not (before and after):
                 if len(standard.failures) >= ATTEMPTS:
-                    raise NetworkError(f"the reference network {name} failed: {'; '.join(standard.failures)}")
+                    told = f"the reference network {name} failed: {'; '.join(standard.failures)}"
+                    raise NetworkError(told) from standard.error
                 timed = []  # a round without a reference; the next one starts with a fresh worker
             elif standard is not None:
                 standard.failures.clear()
@@ -191,6 +193,7 @@ class _Timing:
         self.times: list[tuple[float, ...]] = []
         self.reference_times: list[tuple[float, ...]] = []
         self.failures: list[str] = []
+        self.error: NetworkError | None = None  # the last one
         self.taken = now()
 
 
@@ -204,14 +207,14 @@ class _Bench:
         """One round of a network: its times, or () where it failed, which it notes."""
         try:
             if timing not in self._loaded:
-                # A function may export, which need not be where it is timed, and is asked again for a fresh worker.
-                made = callable(timing.source) and not hasattr(timing.source, "forward")
-                self._call("load", timing.key, timing.source() if made else timing.source)
+                self._call("load", timing.key, made(timing.source))
                 self._loaded.add(timing)
             return self._call("time", timing.key)
         except NetworkError as error:
-            self._loaded.clear()
+            if not isinstance(error, ExportError):  # else the worker is as it was
+                self._loaded.clear()
             timing.failures.append(str(error))
+            timing.error = error
             timing.times.clear()
             timing.reference_times.clear()
             return ()
@@ -226,6 +229,22 @@ class _Bench:
                 self._call("drop", timing.key)
             except NetworkError:  # the worker was lost since, and nobody's network did it
                 self._loaded.clear()
+
+
+class ExportError(NetworkError):
+    """A network could not be made ready to be timed."""
+
+
+def made(source: Source) -> Source:
+    """What a device loads: of a function, which may export and is asked again for a fresh worker, what it gives."""
+    if not callable(source) or hasattr(source, "forward"):
+        return source
+    try:
+        return source()
+    except (OSError, ImportError, NotImplementedError):  # no other network would do better
+        raise
+    except Exception as error:
+        raise ExportError(f"it could not be exported: {type(error).__name__}: {error}") from error
 
 
 def now() -> str:

@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,16 +30,17 @@ class Runtime:
     """A program that runs networks.
 
     `load` (device, source) gives the run and the precision that the runtime itself says it computes in; `precisions`
-    are those that a device may ask for. `package` is the distribution that it comes in, `extra` ours that installs it.
-    `files` is the suffix of what it takes, None of one that takes modules of torch; `open` (device, path), of a runtime
-    of files, gives a function that runs them on given inputs, and the precision. `modules` are what loading a network
-    imports, the package if left out.
+    are those that a device may ask for, `places` where it may compute. `package` is the distribution that it comes in,
+    `extra` ours that installs it. `files` is the suffix of what it takes, None of one that takes modules of torch;
+    `open` (device, path), of a runtime of files, gives a function that runs them on given inputs, and the precision.
+    `modules` are what loading a network imports, the package if left out.
     """
 
     load: Callable[[Device, Source], tuple[Run, str]]
     package: str
     extra: str | None = None
     precisions: tuple[str, ...] = ("float32",)
+    places: tuple[str, ...] = ("cpu",)
     files: str | None = ".onnx"
     modules: tuple[str, ...] = ()
     open: Callable[[Device, Source], tuple[RunPart, str]] | None = None
@@ -63,7 +65,7 @@ def load_torch(device: Device, source: Source) -> tuple[Run, str]:
 
     def run() -> Any:
         with torch.inference_mode():
-            return module(*inputs)
+            return finished(device, module(*inputs))
 
     return run, precision
 
@@ -77,26 +79,46 @@ def load_torch_compile(device: Device, source: Source) -> tuple[Run, str]:
 
     def run() -> Any:
         with torch.no_grad():  # inference mode would keep it from freezing
-            return compiled(*inputs)
+            return finished(device, compiled(*inputs))
 
     return run, precision
+
+
+def finished(device: Device, outputs: Any) -> Any:
+    """The outputs, once they are there: a GPU computes after the call has returned."""
+    if device.on == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return outputs
+
+
+def gpu_name() -> str:
+    """The GPU that torch computes on; ValueError where it has none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"torch {torch.__version__} finds no CUDA GPU on this machine")
+    return torch.cuda.get_device_name()
 
 
 def torch_network(device: Device, source: Source) -> tuple[Any, tuple[Any, ...], str]:
     """(a copy of the module, its inputs, their precision)."""
     import torch
 
+    if device.on == "cuda":
+        gpu_name()
     if not isinstance(source, tuple) or len(source) != 2 or not callable(source[0]):
         raise TypeError(f"{device.name} times (module, inputs), not {source!r}")
     module, inputs = source
-    inputs = tuple(inputs)
+    inputs = tuple(x.to(device.on) for x in inputs)
     for x in inputs:
         if len(x) != device.batch:
             raise ValueError(f"{device.name}: batch {device.batch}, but an input has {len(x)}: {tuple(x.shape)}")
     if isinstance(module, torch.nn.Module):
         if module.training:
             raise ValueError(f"{device.name}: the module is in train mode; call its eval() first")
-        module = copy.deepcopy(module)
+        module = copy.deepcopy(module).to(device.on)
         if any(x.ndim == 4 for x in inputs):
             module = module.to(memory_format=torch.channels_last)
             inputs = tuple(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
@@ -185,8 +207,11 @@ class ExecuTorchSession:
     """A .pte file in ExecuTorch, with XNNPACK."""
 
     def __init__(self, device: Device, path: Path) -> None:
+        import torch
+
         self.precision = executorch_precision(path)  # first, so that what it takes is free again
         executorch = import_executorch()
+        torch.set_flush_denormal(True)  # of this thread, and of those that it starts now
         if executorch._threadpool_get_thread_count() != device.threads:
             executorch._unsafe_reset_threadpool(device.threads)  # of the process; unsafe while networks run
         if (threads := executorch._threadpool_get_thread_count()) != device.threads:
@@ -396,17 +421,13 @@ EXECUTORCH_PRECISIONS = {"fp32": "float32", "pfp32": "float32", "fp16": "float16
 
 def of_files(session: Callable[[Device, Path], Session], *arguments: Any, **options: Any) -> Runtime:
     """The runtime that a kind of session makes."""
-    return Runtime(
-        lambda device, source: load_session(device, source, session),
-        *arguments,
-        **options,
-        open=lambda device, source: open_parts(device, source, session),
-    )
+    load, opened = (partial(function, session=session) for function in (load_session, open_parts))
+    return Runtime(load, *arguments, **options, open=opened)
 
 
 RUNTIMES = {
-    "torch": Runtime(load_torch, "torch", files=None),
-    "torch-compile": Runtime(load_torch_compile, "torch", files=None),
+    "torch": Runtime(load_torch, "torch", places=("cpu", "cuda"), files=None),
+    "torch-compile": Runtime(load_torch_compile, "torch", places=("cpu", "cuda"), files=None),
     "onnxruntime": of_files(OnnxRuntimeSession, "onnxruntime", None, ("float32", "int8")),
     "openvino": of_files(OpenVinoSession, "openvino", "openvino", ("float32", "bfloat16", "int8")),
     "executorch": of_files(

@@ -167,6 +167,13 @@ class Store:
         rows = self._execute(f"SELECT {', '.join(TABLES[table].record)} FROM {table} WHERE {where} ORDER BY id", ids)
         return self._decoded(TABLES[table].record, rows)
 
+    def values(self, table: str, column: str) -> list[str]:
+        """The different values of a column of a table's key."""
+        if column not in TABLES[table].key:
+            raise ValueError(f"{table} has no column {column!r} in its key {TABLES[table].key}")
+        rows = self._execute(f"SELECT DISTINCT {column} FROM {table}")
+        return sorted(row[column] for row in self._decoded({column: "NAME"}, rows))
+
     def write(self, table: str, path: str | Path) -> int:
         """Write a table to a file, oldest record first, the columns of its key before the others; returns how many.
 

@@ -13,6 +13,7 @@ __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "
 FORMATS = ("onnx", "timm", "huggingface")
 # Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
+FEW_SAMPLES = 10  # timed before that is asked where the store has another device's latencies
 FAILURES = (ValueError, RuntimeError, OSError)  # at one of several devices or budgets; the others are still tried
 
 
@@ -184,7 +185,7 @@ def measure(
         device: what the latency is of, as in `specialize`.
         samples: networks to time; auto, until more would tell the predictor little.
         max_samples: at most so many, with auto.
-        max_seconds: no more once the device was busy for so long, with auto.
+        max_seconds: no more once the networks ran on the device for so long, with auto.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
         engine: as in `specialize`.
@@ -311,7 +312,13 @@ def export(
 
 
 def evaluate(
-    subnet: str, architecture: str | None = None, data: str | None = None, split: str = "holdout"
+    subnet: str,
+    architecture: str | None = None,
+    data: str | None = None,
+    split: str = "holdout",
+    beam: int | None = None,
+    length_penalty: float | None = None,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a subnet as it is, on the held-out part or, for a last look, the test set.
 
@@ -320,13 +327,19 @@ def evaluate(
         architecture: which subnet of a supernet: largest, smallest, or a JSON or YAML file of its config.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         split: holdout or test.
+        beam: hypotheses of a translation network's search; the data's if left out.
+        length_penalty: the power of a translation's length that its score is divided by; the data's if left out.
+        against: folder of another saved translation network, whose BLEU is compared.
 
     Returns:
         {"loss": mean cross entropy, "accuracy": fraction of right labels or tokens}; of a translation network also its
-        "perplexity" and sacreBLEU: "bleu", the bootstrap interval from "low" to "high", "signature"
+        "perplexity" and sacreBLEU: "bleu", the bootstrap interval from "low" to "high", "signature", "beam" and
+        "length_penalty"; and the "difference" to the BLEU of another one, with the interval of a paired bootstrap
     """
     if split not in ("holdout", "test"):
         raise ValueError(f"split: {split!r} is neither holdout nor test")
+    if beam is not None and beam < 1:
+        raise ValueError(f"beam = {beam}: at least 1")
     import_families()
     import hat
     from supernet.training import evaluate_network
@@ -336,17 +349,29 @@ def evaluate(
         module = make_data(read_section(subnet, data))
     network.check_data(module.input_spec)
     if isinstance(network, hat.Transformer):
-        from hat.huggingface import bleu, import_sacrebleu, to_huggingface, translate
+        from hat.huggingface import bleu, compare_bleu, import_sacrebleu, to_huggingface, translate
 
         import_sacrebleu()  # before the work
+        others = [] if against is None else [load_subnet(against, None, None)[0]]
+        for other in others:
+            other.check_data(module.input_spec)
+    elif {beam, length_penalty, against} != {None}:
+        raise ValueError(f"beam, length_penalty and against are for translation networks, not {type(network).__name__}")
     loader = module.val_dataloader() if split == "holdout" else module.test_dataloader()
     figures = evaluate_network(network, loader)
     if isinstance(network, hat.Transformer):
         sources, references = module.texts(split)
-        model = to_huggingface(network)
-        hypotheses = translate(model, module.tokenizer, sources, module.beam, module.length_penalty)
-        figures |= {"perplexity": math.exp(figures["loss"])} | bleu(hypotheses, references)
-    print(", ".join(f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in figures.items()))
+        search = {
+            "beam": module.beam if beam is None else beam,
+            "length_penalty": module.length_penalty if length_penalty is None else length_penalty,
+        }
+        hypotheses, *rest = [
+            translate(to_huggingface(one), module.tokenizer, sources, *search.values()) for one in (network, *others)
+        ]
+        figures |= {"perplexity": math.exp(figures["loss"])} | bleu(hypotheses, references) | search
+        for theirs in rest:
+            figures |= compare_bleu(hypotheses, theirs, references)
+    print(", ".join(f"{name} {f'{x:.4f}' if isinstance(x, float) else x}" for name, x in figures.items()))
     return figures
 
 
@@ -414,8 +439,8 @@ def prepare(
     Args:
         out: folder to write: train, valid and test, each as two files of aligned lines.
         dataset: libreoffice_en_de, English and German (MPL-2.0).
-        root: folder in which Debian's libreoffice-help-en-us and libreoffice-help-de are unpacked; fetched with apt-get
-            if left out.
+        root: folder in which Debian's libreoffice-help-en-us and libreoffice-help-de are unpacked, together or each in
+            a folder of its own; fetched with apt-get if left out.
         overwrite: let it replace an earlier one in `out`.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -11,8 +12,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor, nn
 
@@ -30,7 +33,7 @@ from predictors.latency import LatencyPredictor, enough, quality
 from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
 from predictors.store import Store, digest, network_id
-from recipes import FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES
+from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES
 from recipes.report import draw_front, write_page
 from supernet.export import (
     NETWORK_FILES,
@@ -53,7 +56,8 @@ PART_FILES = tuple(
 )  # of any family, for any runtime
 FILES = (*NETWORK_FILES, *PART_FILES, PLAN, "report.json", "report.html", "front.png")
 ROUNDS = 5  # of search, export and measuring
-TIMING = ("source_length", "target_length", "beam", "length_penalty")  # of an input_spec; they change no accuracy
+LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what is timed of a translation network
+TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
@@ -101,10 +105,11 @@ def find_network(
     smallest_ms, largest_ms = timed_ms[:2]
     X, timed_ms = X[np.isfinite(timed_ms)], timed_ms[np.isfinite(timed_ms)]
     bench.fix_scale(X)
-    latency = LatencyPredictor(terms=bench.supernet.cost_terms)
+    latency = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
     folds = KFold(5, shuffle=True, random_state=seed)
     report: dict[str, Any] = {
         "budget_ms": budget,
+        "timed": {name: bench.supernet.input_spec[name] for name in LENGTHS if name in bench.supernet.input_spec},
         "device": dataclasses.asdict(bench.device) | bench.fingerprint,
         "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
         "noise_floor": bench.noise_floor(X),
@@ -114,6 +119,7 @@ def find_network(
         "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
     }
     latency.fit(X, timed_ms)
+    report["transfers_from"] = list(bench.sources) if latency.transfers_ else []
     cheapest = min(timed_ms.min(), latency.predict(X).min())
     if budget < cheapest:
         raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
@@ -166,8 +172,6 @@ def find_network(
                     seed=seed,
                 )
             except InfeasibleError:  # to the corrected predictor nothing is fast enough
-                if winner is None and told is not slowest_told:
-                    raise
                 break
             new = distinct(result.X, A, finalists)
             A = np.concatenate([A, new])
@@ -213,10 +217,14 @@ def find_network(
         latency.fit(X, timed_ms)
     finals = list(timed.values())
     if winner is None:
-        found = f"the fastest took {min(map(slowest, finals)):.3f} ms" if finals else "none was predicted to"
-        found += "".join(
-            f", the least {limit.name} is {min(f[limit.name] for f in finals):g}" for limit in limits if finals
-        )
+        found = "none was predicted to"
+        if finals:
+            fastest = min(finals, key=slowest)
+            found = f"the fastest took {slowest(fastest):.3f} ms"
+            if (short := slowest(fastest) - budget) > 0:
+                found += f", {short:.3f} ms too long"
+            found += "".join(f", the least {limit.name} is {min(f[limit.name] for f in finals):g}" for limit in limits)
+            found += f": {fastest['config']}"
         wanted = "".join(f" and {limit.name} = {limit.bound:g}" for limit in limits)
         raise ValueError(
             f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms{wanted}: {found}"
@@ -306,7 +314,9 @@ def measure_space(bench: Bench, samples: int | None, max_samples: int, max_secon
     ran = np.isfinite(ms)
     X, ms = X[ran], ms[ran]
     errors = {
-        "cv_error": LatencyPredictor(terms=bench.supernet.cost_terms).fit(X, ms).cv_error_,
+        "cv_error": LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
+        .fit(X, ms)
+        .cv_error_,
         "macs_error": LatencyPredictor(terms=MacsAlone(bench.supernet.cost_terms)).fit(X, ms).cv_error_,
         "constant_error": LatencyPredictor(terms=MacsAlone(None)).fit(X, ms).cv_error_,
     }
@@ -352,6 +362,7 @@ def time_samples(
     `most`, and no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
     """
     X = latency_rows(bench.supernet.space, most if samples is None else samples, rng)
+    bench.sources = bench.other_devices(X)
     n, ms = time_enough(bench, X, samples, most_seconds)
     if not bench.agrees(X[:n][np.isfinite(ms)], ms[np.isfinite(ms)]):
         n, ms = time_enough(bench, X, samples, most_seconds)  # now as the files that ship
@@ -368,15 +379,19 @@ def time_samples(
 def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: float) -> tuple[int, np.ndarray]:
     """How many of the first rows of X are timed for `time_samples`, and their latencies."""
     errors: dict[int, float] = {}
-    for n in range(FIRST_SAMPLES, len(X) + STEP, STEP) if samples is None else [samples]:
+    first = FEW_SAMPLES if bench.sources else FIRST_SAMPLES
+    for n in range(STEP, len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
         ms = bench.latencies(X[:n], "timing samples")
         ran = np.isfinite(ms)
-        if ran.sum() < LEAST_SAMPLES:
+        if ran.sum() < LEAST_SAMPLES and (n == len(X) or n >= first):
             raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
-        if samples is None:
-            errors[n] = LatencyPredictor(terms=bench.supernet.cost_terms).fit(X[:n][ran], ms[ran]).cv_error_
-            if enough(errors, bench.noise_floor(X[:n][ran])) or bench.seconds["timing"] > most_seconds:
+        if samples is None and ran.sum() >= LEAST_SAMPLES and bench.busy_seconds(X[:n]) > most_seconds:
+            break
+        if samples is None and n >= first:
+            model = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
+            errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
+            if enough(errors, bench.noise_floor(X[:n][ran])):
                 break
     return n, ms
 
@@ -487,6 +502,7 @@ class Bench:
         kind = f"int8-{device.runtime}" if device.precision == "int8" else "float32"
         self.files = files / f"{kind}-{device.batch}{RUNTIMES[device.runtime].files or ''}"
         self.exporter = "search"  # of the files that are searched by
+        self.sources: dict[str, FrozenEstimator] = {}  # predictors of other devices
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, dict[str, float]] | None = None
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
@@ -511,6 +527,10 @@ class Bench:
     @cached_property
     def device_id(self) -> str:
         return self.device.id_on(self.fingerprint)
+
+    @cached_property
+    def _written_by(self) -> tuple[str, ...]:
+        return written_by(self.device.runtime, self.device.precision)
 
     @cached_property
     def weights_id(self) -> str:
@@ -600,7 +620,7 @@ class Bench:
 
     def confirm(self, config: Any) -> dict[str, float]:
         """A second, independent measurement of the file that ships, in ms, without drift and as the clock gave it."""
-        if len(self._records(config, "final")) < 2:
+        if len(self._records(config, "final")) < 2 and not self._failures(config, "final"):
             self._time([config], "final", "confirming")
         records = self._records(config, "final")
         if len(records) < 2:  # it ran before, and now it failed
@@ -626,6 +646,11 @@ class Bench:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
         return noise_floor(self._records(config, self.exporter)[0] for config in self.supernet.space.decode(X))
 
+    def busy_seconds(self, X: np.ndarray) -> float:
+        """For how many seconds the device ran the rows of X, and the reference beside them, when they were timed."""
+        known = [m for config in self.supernet.space.decode(X) for m in self._records(config, self.exporter)[:1]]
+        return sum(m.rounds * (m.runs + self.device.warmup) * (m.median + m.reference_median) / 1e3 for m in known)
+
     def _quiet(self, measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
         return {name: undisturbed(measurements, name) for name in ("p10", self.device.statistic)}
 
@@ -638,11 +663,39 @@ class Bench:
         ratios = [quiet[statistic][name] / p10 for name, p10 in quiet["p10"].items()]
         return latencies(measurements, "p10", quiet["p10"]) * np.mean(ratios or [1.0])
 
+    def other_devices(self, X: np.ndarray) -> dict[str, FrozenEstimator]:
+        """By device, predictors of the others on which enough rows of X were timed before any was on this one.
+
+        None is taken that was timed later, so that a call which is repeated does as before.
+        """
+        configs, kinds = self.supernet.space.decode(X), product(("search", "final"), writers())
+        networks = [[self._network(config, *kind) for config in configs] for kind in kinds]
+        own = self.store.get("latency", [(name, self.device_id) for names in networks for name in names])
+        began = min((record["taken"] for records in own.values() for record in records), default="9999")
+        found = {}
+        for device_id, names in product(self.store.values("latency", "device_id"), networks):
+            records = self.store.get("latency", [(name, device_id) for name in names])
+            timed = {
+                i: Measurement(**records[name, device_id][0])
+                for i, name in enumerate(names)
+                if (name, device_id) in records
+            }
+            timed = {i: m for i, m in timed.items() if m.taken < began}
+            if device_id != self.device_id and len(timed) >= FIRST_SAMPLES:
+                model = LatencyPredictor(terms=self.supernet.cost_terms)
+                model.fit(X[list(timed)], latencies(timed.values(), "p10"))
+                found[f"{next(iter(timed.values())).device['name']} {device_id[:8]}"] = FrozenEstimator(model)
+        return found
+
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
+        return self._network(config, exporter, self._written_by), self.device_id
+
+    def _network(self, config: Any, exporter: str, by: Sequence[str]) -> str:
+        """The id of a network as an exporter writes it, "search" or "final", with the programs that it needs."""
         terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config
         arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name != "space"}
-        name = network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
-        return name, self.device_id
+        exporter = [exporter, *by] if exporter else ""
+        return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
         key = self._key(config, exporter)
@@ -868,6 +921,25 @@ def seen_by_parts(
     return {name: [some for feeds in seen[name] for some in batches(feeds, sizes[name])] for name in parts}
 
 
+def written_by(runtime: str, precision: str) -> tuple[str, ...]:
+    """The programs that write the files which a runtime loads: other versions may write files that take other times."""
+    files = RUNTIMES[runtime].files
+    packages = {None: [], ".pte": ["torch", "executorch"]}.get(files, ["torch", "onnxscript"])
+    if precision == "int8":
+        packages = [*packages, {"openvino": "nncf", "executorch": "torchao"}.get(runtime, "onnxruntime")]
+    return tuple(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+def writers() -> list[tuple[str, ...]]:
+    """`written_by` of all that is installed here, each once."""
+    found = {}
+    for name, runtime in RUNTIMES.items():
+        for precision in runtime.precisions:
+            with suppress(importlib.metadata.PackageNotFoundError):
+                found[written_by(name, precision)] = None
+    return list(found)
+
+
 def try_device(device: Device, folder: Path) -> Measurement:
     """Measure a small network; whatever keeps the device from doing so is raised."""
     device.fingerprint()
@@ -901,19 +973,21 @@ def part_of(data: Any, name: str) -> Iterator[list[Tensor]]:
     if name == "test":
         yield from data.test_dataloader()
         return
+    seen = 0
     for batch in data.val_dataloader():
-        items = [x[PARTS.index(name) :: 2] for x in batch]
+        items = [x[(PARTS.index(name) + seen) % 2 :: 2] for x in batch]
+        seen += len(batch[-1])
         if len(items[-1]):
             yield items
 
 
 def data_digest(data: Any, batches: Iterable[Sequence[Tensor]]) -> str:
-    """The identity of what accuracies are of: these batches, and the first of those that calibrate."""
-    evaluated = [state_digest({str(i): x for i, x in enumerate(batch)}) for batch in batches]
-    first = {str(i): x for i, x in enumerate(next(iter(data.calibration_batches())))}
-    counted = sum(len(inputs[0]) for inputs in data.calibration_batches())
-    spec = {name: value for name, value in data.input_spec.items() if name not in TIMING}
-    return digest([evaluated, state_digest(first), counted, spec])
+    """The identity of what accuracies are of: these batches, and those that calibrate."""
+    seen = [
+        [state_digest({str(i): x for i, x in enumerate(batch)}) for batch in some]
+        for some in (batches, data.calibration_batches())
+    ]
+    return digest([seen, {name: value for name, value in data.input_spec.items() if name not in TIMING}])
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:

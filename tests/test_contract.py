@@ -25,6 +25,17 @@ FAMILIES = {
     "transformer": lambda: hat.Transformer(
         hat.transformer_space(**TINY, decoder_layer_num=(1, 2, 3)), vocab_size=60, qkv_dim=64
     ),
+    "transformer_of_unequal_widths": lambda: hat.Transformer(
+        hat.transformer_space(
+            **TINY, **PRIMER, decoder_layer_num=(1, 2), encoder_embed_dim=(32, 48), decoder_embed_dim=(32, 64)
+        ),
+        vocab_size=60,
+        qkv_dim=64,
+        share_embeddings=False,
+    ),
+    "transformer_nested_tied": lambda: hat.Transformer(
+        hat.transformer_space(**TINY, decoder_layer_num=(1, 2)), vocab_size=60, head_dim=16
+    ),
     "transformer_nested": lambda: hat.Transformer(
         hat.transformer_space(**TINY, **PRIMER, decoder_layer_num=(1, 2)),
         vocab_size=60,

@@ -21,6 +21,7 @@ from predictors.engines import (
     thread_engine,
 )
 from predictors.measuring import Failure, Measurement, measure
+from predictors.runtimes import RUNTIMES, Runtime
 
 TORCH = dataclasses.replace(DEVICES["torch"], warmup=1, rounds=4, runs=5, spacing=0.0)
 INPUTS = (torch.zeros(1, 2),)
@@ -57,6 +58,14 @@ def exhaust(x):
 
 def leave(x):
     os._exit(7)
+
+
+def load_mine(device, seconds):
+    return (lambda: time.sleep(seconds)), "float32"
+
+
+def no_memory(x):
+    raise OSError(12, "no memory")
 
 
 def refuse(x):
@@ -128,6 +137,36 @@ def test_a_network_that_hangs_is_stopped_at_the_limit(misbehaving):
             other("load", "bad", (misbehaving.hang, INPUTS))
         assert len(call("time", "good")) == 5
     assert time.monotonic() - began < 60
+
+
+def test_what_a_network_raises_is_its_own_failure_and_no_error_of_the_user(misbehaving):
+    results = dict(measure(TORCH, {"bad": (misbehaving.no_memory, INPUTS), "a": good()}, engine="thread"))
+    assert "OSError: " in results["bad"].reasons[0] and results["a"].rounds == 4
+
+
+def test_a_network_that_cannot_be_exported_costs_no_other_one():
+    def unwritable():
+        raise RuntimeError("no operator for this")
+
+    results = dict(measure(TORCH, {"a": good, "bad": unwritable, "b": good}, ("reference", good)))
+    assert results["bad"].reasons == ("it could not be exported: RuntimeError: no operator for this",) * 2
+    assert [results[key].rounds for key in "ab"] == [4, 4]
+
+
+def test_a_runtime_of_another_package_runs_in_the_process_too(misbehaving, monkeypatch):
+    monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch", files=None))
+    device = dataclasses.replace(TORCH, name="mine", runtime="mine")
+    (result,) = dict(measure(device, {"a": 0.01}, engine="process")).values()
+    assert 10 <= result.p10 < 20
+    monkeypatch.setitem(RUNTIMES, "mine", Runtime(of_the_main_script, "torch", files=None))
+    with pytest.raises(ValueError, match="cannot import its runtime mine: put it in a module"):
+        dict(measure(device, {"a": 0.01}, engine="process"))
+
+
+def of_the_main_script(device, source): ...
+
+
+of_the_main_script.__module__ = "__main__"
 
 
 def test_no_two_measurements_overlap_on_one_machine(misbehaving, tmp_path, monkeypatch):

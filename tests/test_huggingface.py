@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCach
 
 import hat
 import hat.huggingface
-from hat.huggingface import bleu, from_huggingface, save_huggingface, to_huggingface, translate
+from hat.huggingface import bleu, compare_bleu, from_huggingface, save_huggingface, to_huggingface, translate
 from hat.layers import EOS, PAD
 from hat.modeling_hat import CACHE, HatForConditionalGeneration
 from supernet.distillation import label_loss
@@ -227,6 +227,9 @@ def test_sentences_longer_than_the_positions_are_refused() -> None:
         model.generate(long)
     with pytest.raises(ValueError, match="text 1 has 42 tokens: this network has 40 positions"):
         translate(model, word_tokenizer(), ["w5", "w6 " * 41])
+    assert model.generate(short, min_new_tokens=40, max_new_tokens=40).shape == (1, 41)
+    with pytest.raises(ValueError, match="up to 41 tokens are asked for: this network has 40 positions"):
+        model.generate(short, max_new_tokens=41)
 
 
 # ---- caches
@@ -346,6 +349,8 @@ def test_one_string_and_no_beam_are_refused() -> None:
         translate(model, tokenizer, TEXTS[0])
     with pytest.raises(ValueError, match="num_beams = 0: at least 1"):
         translate(model, tokenizer, TEXTS, num_beams=0)
+    with pytest.raises(ValueError, match="it has 61 tokens, the network 60"):
+        translate(model, word_tokenizer(size=VOCABULARY + 1), TEXTS)
 
 
 def test_translations_end_at_the_length() -> None:
@@ -367,6 +372,21 @@ def test_bleu_is_sacrebleus() -> None:
     assert "SACREBLEU_SEED" not in os.environ
     with pytest.raises(ValueError, match="39 hypotheses of 40"):
         bleu(hypotheses[:-1], references)
+
+
+def test_a_paired_difference_is_narrower_than_either_interval() -> None:
+    pytest.importorskip("sacrebleu")
+    references = [f"the {i} cats sat on the mat number {i * i} in the room" for i in range(40)]
+    hypotheses = [line.replace("sat", "lay") if i % 3 else line for i, line in enumerate(references)]
+    others = [line.replace("room", "house") if i % 4 == 0 else line for i, line in enumerate(hypotheses)]
+    found, alone = compare_bleu(hypotheses, others, references), bleu(hypotheses, references)
+    assert found["difference"] == pytest.approx(alone["bleu"] - bleu(others, references)["bleu"])
+    assert 0 < found["difference_low"] < found["difference"] < found["difference_high"]
+    assert found["difference_high"] - found["difference_low"] < alone["high"] - alone["low"]
+    same = {"difference": 0.0, "difference_low": 0.0, "difference_high": 0.0}
+    assert compare_bleu(hypotheses, hypotheses, references) == same
+    with pytest.raises(ValueError, match="40 and 39 hypotheses of 40"):
+        compare_bleu(hypotheses, others[1:], references)
 
 
 def test_missing_sacrebleu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,6 +529,15 @@ def test_tokenizer_with_other_ids_is_refused(tmp_path: Path, tokenizer, reason: 
     with pytest.raises(ValueError, match=reason):
         save_huggingface(random_subnet(), tmp_path / "export", tokenizer)
     assert not list(tmp_path.iterdir())
+
+
+def test_tokenizer_of_another_text_is_refused(tmp_path: Path) -> None:
+    subnet, tokenizer = random_subnet(), word_tokenizer()
+    subnet.input_spec = {"tokenizer": tokenizer.backend_tokenizer.to_str().replace('"w5"', '"other"')}
+    with pytest.raises(ValueError, match="not the one that this network was trained with"):
+        save_huggingface(subnet, tmp_path / "export", tokenizer)
+    subnet.input_spec = {"tokenizer": tokenizer.backend_tokenizer.to_str()}
+    save_huggingface(subnet, tmp_path / "export", tokenizer)
 
 
 def test_one_tokenizer_for_two_vocabularies_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import signal
 
@@ -6,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+import ofa
 from predictors.devices import DEVICES
 from predictors.engines import NetworkError, ray_engine
 from predictors.measuring import Failure, measure
-from supernet.export import to_onnx
+from recipes import specialize
+from supernet.export import load, save, to_onnx
 
 pytestmark = pytest.mark.extras
 
@@ -146,3 +149,26 @@ def test_files_are_run_on_what_they_are_given_where_the_device_is(cluster, tmp_p
 def test_a_device_that_no_machine_has_is_told(cluster):
     with pytest.raises(ValueError, match="no machine of the Ray cluster has device:toaster .*device:board.*ray start"):
         dict(measure(dataclasses.replace(TORCH, name="toaster"), {"a": good()}, engine="ray"))
+
+
+def test_specialize_times_and_evaluates_where_the_device_is(cluster, tmp_path, monkeypatch):
+    network = ofa.MobileNetV3(ofa.mobilenet_v3_space(resolution=(16,)), 10, width_mult=0.2, in_channels=1)
+    data = {"class_path": "ofa.ImageData", "init_args": {"holdout": 60, "calibration": 64}}
+    save(network, tmp_path / "supernet", data=data)
+    description = {"name": "board", "runtime": "onnxruntime", "warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}
+    (tmp_path / "board.yaml").write_text(json.dumps(description))
+    few = dict(latency_samples=10, accuracy_samples=10, finalists=2, population=20, generations=5)
+    asked = []
+
+    def here(*arguments):
+        raise AssertionError("no file is run in the driver's process")
+
+    monkeypatch.setattr("predictors.devices.Device.open", here)
+    for out in ("once", "again"):
+        report = specialize(
+            str(tmp_path / "supernet"), str(tmp_path / "board.yaml"), str(tmp_path / out), 50.0, engine="ray", **few
+        )
+        assert report["confirmed_ms"] <= 50 and 0 <= report["report"]["accuracy"] <= 1
+        assert load(tmp_path / out).config.depth
+        asked.append(report["config"])
+    assert asked[0] == asked[1]

@@ -88,6 +88,23 @@ def test_evaluate_gives_loss_perplexity_and_bleu_of_an_inherited_subnet(folder):
     assert 0 <= figures["low"] <= figures["high"] <= 100 and "version" in figures["signature"]
 
 
+def test_evaluate_compares_two_networks_with_the_search_that_is_asked_for(folder, tmp_path):
+    save(load(folder).extract().eval(), tmp_path / "largest", data=DATA)
+    few = dict(architecture="smallest", split="test", beam=1, length_penalty=1.0)
+    figures = evaluate(str(folder), against=str(tmp_path / "largest"), **few)
+    assert figures["beam"] == 1 and figures["length_penalty"] == 1.0
+    assert figures["difference_low"] <= figures["difference"] <= figures["difference_high"]
+    with pytest.raises(ValueError, match="beam = 0: at least 1"):
+        evaluate(str(folder), architecture="smallest", beam=0)
+
+
+def test_two_vocabularies_are_not_for_text_of_one(text):
+    space = hat.transformer_space(**SPACE)
+    network = hat.Transformer(space, vocab_size=300, target_vocab_size=260, share_embeddings=False, qkv_dim=16)
+    with pytest.raises(ValueError, match="target_vocab_size = 260, the tokenizer has 300"):
+        network.check_data(text.input_spec)
+
+
 def test_export_writes_hugging_face_and_onnx(folder, text, tmp_path):
     written = export(str(folder), str(tmp_path / "out"), format="huggingface,onnx", architecture="largest")
     names = {path.name for path in written["huggingface"].iterdir()}
