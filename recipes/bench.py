@@ -182,7 +182,8 @@ def find_network(
         # budget already, only those that seem better than the best of these.
         merits = figures["accuracy"] if figure == "accuracy" else -figures["loss"]
         order = np.lexsort((figures["loss"], -merits))
-        within = told(A) <= budget
+        took = {tuple(row): ms for row, ms in zip(X, timed_ms)}  # what was timed needs no prediction
+        within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
         for limit in limits:
             within &= limit.predict(A) <= limit.bound
         fits = [i for i in order if within[i] and tuple(A[i]) not in timed]
