@@ -5,6 +5,7 @@
     python benchmarks/budgets.py pool       runs/fashion_mnist/supernet onnxruntime openvino
     python benchmarks/budgets.py later      runs/fashion_mnist/supernet onnxruntime openvino
     python benchmarks/budgets.py table      runs/fashion_mnist/supernet onnxruntime openvino
+    python benchmarks/budgets.py singly     runs/fashion_mnist/supernet onnxruntime
 
 `specialize` finds a network for each of 10 budgets on each device, evenly spread on a log scale from 1.05 times the
 fastest network's latency to the slowest's. `pool` times 400 random networks, whose MACs are spread evenly, and
@@ -12,17 +13,21 @@ evaluates them on the report part of the held-out data. `later`, at least 10 min
 in 5 fresh processes and divides by what the reference network takes now and took then. `table` gives, of each budget,
 the latency then and later over the budget, and the difference to the pool's member that keeps within the budget and is
 best on one half of the report part, on the other half, with its paired standard error; at the end, how many budgets
-are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard error.
+are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard error. `singly` finds a
+network for each of the budgets in a call of its own, which knows latencies and no accuracy of the others, and prints
+the hypervolume of both fronts: the area that lies below the figure of the report part and above the worst one of both,
+at latencies up to the largest, on a log scale.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -122,13 +127,47 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
     return rows
 
 
+def singly(supernet: Path, device: str, out: Path) -> None:
+    networks, alone = found(device, out), {}
+    for folder, report in networks.items():
+        place = out / "singly" / folder
+        if not (place / "report.json").is_file():
+            store = out / "singly.sqlite"
+            with closing(sqlite3.connect(out / "measurements.sqlite")) as known, closing(sqlite3.connect(store)) as own:
+                known.backup(own)
+                for name in ("accuracy", "items"):
+                    own.execute(f"DELETE FROM {name}")
+                own.commit()
+            specialize(str(supernet), device, str(place), report["budget_ms"], store=str(store))
+        alone[folder] = json.loads((place / "report.json").read_text())
+    figure = next(iter(networks.values()))["figure"]
+    sign = 1 if figure == "accuracy" else -1
+    fronts = [
+        [(np.log(report["confirmed_ms"]), sign * report["report"][figure]) for report in reports.values()]
+        for reports in (networks, alone)
+    ]
+    latest, worst = (pick(point[i] for front in fronts for point in front) for i, pick in ((0, max), (1, min)))
+    volumes = [hypervolume(front, latest, worst) for front in fronts]
+    print(f"{device}: hypervolume of {len(networks)} budgets together {volumes[0]:.5f}, singly {volumes[1]:.5f}")
+
+
+def hypervolume(front: list[tuple[float, float]], latest: float, worst: float) -> float:
+    """The area of what some point (x, y) of a front is as good as, up to `latest` in x and down to `worst` in y."""
+    area, best = 0.0, worst
+    for x, y in sorted(front, key=lambda point: (point[0], -point[1])):
+        if y > best:
+            area += (latest - x) * (y - best)
+            best = y
+    return area
+
+
 def halves(items: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return tuple({name: values[half::2] for name, values in items.items()} for half in (0, 1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["specialize", "pool", "later", "table"])
+    parser.add_argument("command", choices=["specialize", "pool", "later", "table", "singly"])
     parser.add_argument("supernet", type=Path)
     parser.add_argument("devices", nargs="+", metavar="DEVICE")
     parser.add_argument("--out", type=Path, default=Path("runs/budgets"))

@@ -13,6 +13,7 @@ only these choices of the recipe's space (decoder_layer_num, ...) are left, the 
 what each costs. CPU seconds leave out those of starts that were killed. `table` gives, of every run, the loss on the
 held-out pages of 8 subnets (the largest, the smallest, 6 random ones: the same for all of one space) and of the network
 of --network, and their BLEU with a 95 % bootstrap interval; --test takes the test pages instead, which chose nothing.
+Where there are runs of better and hat of one seed, it also tells by how much BLEU differs, from paired resamples.
 A token pass is one forward and backward of one subnet over all training tokens.
 """
 
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+import hat
 from recipes.cli import recipe_path
 
 RECIPE = "hat/libreoffice_en_de"
@@ -82,11 +84,12 @@ def train(
     sys.exit(status.returncode)
 
 
-def score(run: Path, data: str, split: str, network: Path | None, known: dict[str, Any]) -> dict[str, Any]:
-    """Losses and BLEU of a finished run's subnets on a split, those of `known` included."""
+def score(
+    run: Path, data: str, split: str, network: Path | None, known: dict[str, Any], translations: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Losses and BLEU of a finished run's subnets on a split, those of `known` included; adds to `translations`."""
     import torch
 
-    import hat
     from hat.huggingface import bleu, to_huggingface, translate
     from supernet.export import load
     from supernet.training import evaluate_network
@@ -107,27 +110,44 @@ def score(run: Path, data: str, split: str, network: Path | None, known: dict[st
     sources, references = text.texts(split)
     rows = dict(known)
     for name, config in configs.items():
-        if name in rows:
+        if name in rows and name in translations:
             continue
         subnet = supernet.extract(config).eval()
         loader = text.val_dataloader() if split == "holdout" else text.test_dataloader()
         model = to_huggingface(subnet)
         hypotheses = translate(model, text.tokenizer, sources, text.beam, text.length_penalty)
+        translations[name] = hypotheses
         rows[name] = {"loss": evaluate_network(subnet, loader)["loss"]} | bleu(hypotheses, references)
         print(run.name, split, name, rows[name], flush=True)
     return rows
 
 
 def table(data: str, out: Path, split: str, network: Path | None) -> None:
+    from hat.huggingface import compare_bleu
+
+    made: dict[str, dict[str, list[str]]] = {}
     for run in sorted(path.parent for path in out.glob("*_*/supernet")):
         cache = run / f"score_{split}.json"  # once: the test pages choose nothing
         known = json.loads(cache.read_text()) if cache.is_file() else {}
-        rows = score(run, data, split, network, known)
+        written = run / f"translations_{split}.json"
+        made[run.name] = json.loads(written.read_text()) if written.is_file() else {}
+        rows = score(run, data, split, network, known, made[run.name])
         cache.write_text(json.dumps(rows, indent=1))
+        written.write_text(json.dumps(made[run.name], indent=1, ensure_ascii=False))
         spent = json.loads((run / "cpu_seconds.json").read_text())
         for name, row in rows.items():
             interval = f"{row['low']:.2f} to {row['high']:.2f}"
             print(f"{run.name} | {name} | {row['loss']:.4f} | {row['bleu']:.2f} | {interval} | {spent:.0f}")
+
+    settings = next(yaml.safe_load((out / name / "recipe.yaml").read_text()) for name in made)
+    text = hat.ParallelText(**settings["data"]["init_args"] | {"dataset": data})
+    references = text.texts(split)[1]
+    for name, ours in made.items():
+        theirs = made.get(name.replace("better", "hat"), {}) if name.startswith("better") else {}
+        for network in ours.keys() & theirs.keys():
+            found = compare_bleu(ours[network], theirs[network], references)
+            interval = f"{found['difference_low']:.2f} to {found['difference_high']:.2f}"
+            print(f"{name} less HAT's | {network} | {found['difference']:+.2f} | {interval}")
 
 
 def main() -> None:

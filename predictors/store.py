@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sqlite3
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 4  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 5  # "SUPR", kept in the file's header with the version of its tables
 FIGURES = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
 TABLES = {
     "latency": Table(
@@ -45,6 +46,7 @@ TABLES = {
 }
 SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 500  # values in one statement
+SMALL = 32e6  # bytes of a file that is checked in full whenever it is opened, which takes some tenths of a second
 
 
 def digest(value: Any) -> str:
@@ -69,7 +71,8 @@ class Store:
     `accuracy` and `items` by (network_id, weights_id, data_id). One key may have several records, as they were taken.
     Each `add` is a commit of its own, so that a killed process loses nothing that `add` returned from; several
     processes may write at once, each with its own Store. A file that is not a store, is damaged or has other tables
-    raises ValueError.
+    raises ValueError: what SQLite's quick_check finds when it is opened (its integrity_check, which also compares
+    indices with their tables, up to 32 MB), and a record that is not the one which was written, when it is read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,7 +89,8 @@ class Store:
             raise
 
     def _prepare(self) -> None:
-        damage = self._pragma("quick_check(1)")
+        small = self.path.is_file() and self.path.stat().st_size < SMALL
+        damage = self._pragma("integrity_check(1)" if small else "quick_check(1)")
         if damage != "ok":
             raise ValueError(f"{self.path} is damaged: {damage}")
         if self._pragma("schema_version") == 0:
@@ -99,7 +103,7 @@ class Store:
                 for name, table in TABLES.items():
                     types = dict.fromkeys(table.key, "NAME") | table.record
                     columns = ", ".join(f"{column} {SQL_TYPES[kind]}" for column, kind in types.items())
-                    self._execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {columns})")
+                    self._execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {columns}, crc INTEGER NOT NULL)")
                     self._execute(f"CREATE INDEX {name}_key ON {name} ({', '.join(table.key)})")
                 self._execute(f"PRAGMA application_id = {APPLICATION}")
                 self._execute(f"PRAGMA user_version = {VERSION}")
@@ -120,7 +124,8 @@ class Store:
         columns = TABLES[table]
         kinds = [*["NAME"] * len(columns.key), *columns.record.values()]
         names = [i for i, kind in enumerate(kinds) if kind in NAMES]
-        insert = f"INSERT INTO {table} ({', '.join([*columns.key, *columns.record])}) VALUES ({marks(len(kinds))})"
+        filled = [*columns.key, *columns.record, "crc"]
+        insert = f"INSERT INTO {table} ({', '.join(filled)}) VALUES ({marks(len(filled))})"
         self._execute("BEGIN IMMEDIATE")
         try:
             for key, record in items:
@@ -131,7 +136,7 @@ class Store:
                 values = [*key, *(_encoded(column, record[column], kind) for column, kind in columns.record.items())]
                 for i in names:
                     values[i] = self._intern(_packed(values[i]))
-                self._execute(insert, tuple(values))
+                self._execute(insert, (*values, crc(values)))
             self._execute("COMMIT")
         except BaseException:
             self._database.rollback()
@@ -146,8 +151,8 @@ class Store:
         wanted = [key for key in ids if None not in key]
         parts = ", ".join(f"json_extract(wanted.value, '$[{i}]')" for i in range(len(columns.key)))
         # CROSS JOIN keeps SQLite's planner from walking the table to look each row up among the keys.
-        rows = self._execute(
-            f"SELECT {', '.join([*columns.key, *columns.record])} FROM json_each(?) AS wanted CROSS JOIN {table} "
+        rows = self._checked(
+            f"SELECT {', '.join([*columns.key, *columns.record])}, crc FROM json_each(?) AS wanted CROSS JOIN {table} "
             f"ON ({', '.join(columns.key)}) = ({parts}) ORDER BY {table}.id",
             (json.dumps(wanted),),
         )
@@ -164,8 +169,9 @@ class Store:
         self._look_up(map(_packed, columns.values()))
         ids = tuple(self._ids.get(_packed(value)) for value in columns.values())
         where = " AND ".join(f"{name} = ?" for name in columns) or "TRUE"
-        rows = self._execute(f"SELECT {', '.join(TABLES[table].record)} FROM {table} WHERE {where} ORDER BY id", ids)
-        return self._decoded(TABLES[table].record, rows)
+        filled = ", ".join([*names, *TABLES[table].record, "crc"])
+        rows = self._checked(f"SELECT {filled} FROM {table} WHERE {where} ORDER BY id", ids)
+        return self._decoded(TABLES[table].record, [row[len(names) :] for row in rows])
 
     def values(self, table: str, column: str) -> list[str]:
         """The different values of a column of a table's key."""
@@ -184,7 +190,7 @@ class Store:
             raise ValueError(f"{table} as {path}: a table is one of {', '.join(TABLES)}, a file .csv or .parquet")
         columns = dict.fromkeys(TABLES[table].key, "NAME") | TABLES[table].record
         shown = columns | {name: "TEXT" for name, kind in columns.items() if kind == "JSON"}
-        rows = self._decoded(shown, self._execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY id"))
+        rows = self._decoded(shown, self._checked(f"SELECT {', '.join(columns)}, crc FROM {table} ORDER BY id"))
         for row in rows:
             row |= {name: json.dumps(row[name]) for name, kind in columns.items() if kind == "SHARED JSON"}
         if path.suffix == ".csv":
@@ -233,10 +239,12 @@ class Store:
     def _decoded(self, kinds: Mapping[str, str], rows: Sequence[tuple]) -> list[dict[str, Any]]:
         """The records in rows of columns of these kinds."""
         ids = sorted({value for row in rows for value, kind in zip(row, kinds.values()) if kind in NAMES})
-        names: dict[int, bytes | str] = {}
+        names: dict[int, bytes | str] = {}  # by id
         for start in range(0, len(ids), CHUNK):
             some = tuple(ids[start : start + CHUNK])
             names |= self._execute(f"SELECT id, value FROM name WHERE id IN ({marks(len(some))})", some)
+        if len(names) < len(ids):
+            raise ValueError(f"{self.path} is damaged: {len(ids) - len(names)} names of records are not there")
         decode = {
             "JSON": json.loads,
             "NAME": lambda i: names[i].hex() if isinstance(names[i], bytes) else names[i],
@@ -245,16 +253,23 @@ class Store:
         functions = [decode.get(kind, lambda value: value) for kind in kinds.values()]
         return [dict(zip(kinds, (f(value) for f, value in zip(functions, row)))) for row in rows]
 
+    def _checked(self, statement: str, values: tuple = ()) -> list[tuple]:
+        """Rows, without the crc that is their last column, which says whether they are what was written."""
+        rows = self._execute(statement, values)
+        if any(crc(row[:-1]) != row[-1] for row in rows):
+            raise ValueError(f"{self.path} is damaged: a record is not the one that was written")
+        return [row[:-1] for row in rows]
+
     def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
         try:
             return self._database.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a text that is damaged
             raise self._named(error) from error
 
     def _pragma(self, statement: str) -> Any:
         return self._execute(f"PRAGMA {statement}")[0][0]
 
-    def _named(self, error: sqlite3.Error) -> Exception:
+    def _named(self, error: Exception) -> Exception:
         """SQLite's errors name no file. ValueError for a damaged or foreign one, OSError for what the disk refuses."""
         if isinstance(error, sqlite3.OperationalError):
             return OSError(f"{self.path}: {error}")
@@ -270,6 +285,11 @@ SQL_TYPES = {
     "NAME": "INTEGER NOT NULL",
     "SHARED JSON": "INTEGER NOT NULL",
 }
+
+
+def crc(values: Sequence[Any]) -> int:
+    """A checksum of a row as its columns hold it."""
+    return zlib.crc32(repr(tuple(values)).encode())
 
 
 def marks(n: int) -> str:

@@ -48,7 +48,8 @@ def specialize(
         device: what the latency is of, on this machine: one that `supernet devices` lists, or a YAML file with the
             fields of a `predictors.Device`; several, separated by commas.
         out: folder to write: the subnet, the file that was timed, report.json, report.html and front.png; of several
-            networks such a folder for each, named DEVICE-BUDGETms, and front.json and front.png, which compare them.
+            networks such a folder for each, named DEVICE-BUDGETms, and front.json, front.png and front.html, which
+            compare them.
         max_latency: the budget in ms, on the device's statistic (the median) of the exported file; several, separated
             by commas.
         pareto: this many budgets, evenly spread over the latencies that the supernet has, on a log scale.
@@ -148,7 +149,7 @@ def specialize(
     reports = {path.name: report for path, report in by_budget}
     if reports:
         write_fronts(reports, folder)
-        print(f"{len(reports)} networks, compared in {folder / FRONT_FILES[0]}")
+        print(f"{len(reports)} networks, compared in {folder / FRONT_FILES[-1]}")
     if missed:
         told = "".join(f"\n{name}: {why}" for name, why in missed.items())
         message = f"{len(reports)} networks were found, {len(missed)} were not:{told}"

@@ -30,7 +30,17 @@ from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device
 from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.latency import LatencyPredictor, enough, quality
-from predictors.measuring import TOO_NOISY, Failure, Measurement, latencies, measure, noise_floor, undisturbed
+from predictors.measuring import (
+    ATTEMPTS,
+    TOO_NOISY,
+    Failure,
+    Measurement,
+    latencies,
+    measure,
+    noise_floor,
+    now,
+    undisturbed,
+)
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
 from predictors.store import Store, digest, network_id
 from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES
@@ -61,6 +71,7 @@ TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
+DISTURBED = 0.05  # the noise of a measurement above which it is taken once more
 STEP = 5  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
@@ -457,6 +468,9 @@ class Limit:
         self.X, self.y = X, np.array([])
         if not self.exact:
             self.y = bench.footprints(X, "search", name)
+            self.X, self.y = self.X[np.isfinite(self.y)], self.y[np.isfinite(self.y)]
+            if len(self.y) < LEAST_SAMPLES:
+                raise ValueError(f"{name}: of {len(X)} networks only {len(self.y)} could be measured")
             self.model.fit(self.X, self.y)
         least = min(self.predict(X).min(), self.y.min(initial=math.inf))
         if bound < least:
@@ -473,8 +487,8 @@ class Limit:
     def learn(self, X: np.ndarray) -> None:
         """Correct the predictor by the files that ship of the rows X, which were measured."""
         if not self.exact and len(X):
-            self.X = np.concatenate([self.X, X])
-            self.y = np.concatenate([self.y, self.bench.footprints(X, "final", self.name)])
+            y = self.bench.footprints(X, "final", self.name)
+            self.X, self.y = np.concatenate([self.X, X[np.isfinite(y)]]), np.concatenate([self.y, y[np.isfinite(y)]])
             self.model.fit(self.X, self.y)
 
 
@@ -545,7 +559,7 @@ class Bench:
 
     def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X, drift divided out, of files of the faster exporter if it `agrees`."""
-        return self._latencies(X, self.exporter, 0, what)
+        return self._latencies(X, self.exporter, what)
 
     def agrees(self, X: np.ndarray, ms: np.ndarray) -> bool:
         """Whether files of the faster exporter take as long as those that ship; if not, `latencies` is of the latter.
@@ -577,42 +591,58 @@ class Bench:
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out."""
-        return self._latencies(X, "final", 0, what)
+        return self._latencies(X, "final", what, judged=True)
 
-    def _latencies(self, X: np.ndarray, exporter: str, which: int, what: str) -> np.ndarray:
-        """One measurement of each row, the first or the last; infinite where the network fails on the device."""
+    def _latencies(self, X: np.ndarray, exporter: str, what: str, judged: bool = False) -> np.ndarray:
+        """The first measurement of each row, as a budget is `judged` or as predictors are fitted; infinite where the
+        network fails on the device."""
         configs = self.supernet.space.decode(X)
         todo = [c for c in configs if not self._records(c, exporter) and not self._failures(c, exporter)]
         self._time(todo, exporter, what)
+        if exporter == "search":  # no measurement that is to stay the only one was disturbed, if that can be helped
+            once = {c: records for c in configs if len(records := self._records(c, exporter)) == 1}
+            self._time([c for c, (m,) in once.items() if m.noise > DISTURBED], exporter, f"{what}, disturbed ones")
         records = [self._records(c, exporter) for c in configs]
         ms = np.full(len(configs), np.inf)
-        ms[[bool(r) for r in records]] = self._undrifted([r[which] for r in records if r], exporter)
+        ms[[bool(r) for r in records]] = self._undrifted([r[0] for r in records if r], judged)
         return ms
 
     def footprints(self, X: np.ndarray, exporter: str, kind: str) -> np.ndarray:
         """What the rows of X take, (n,) in MB: `file_mb`, the size of their files; or `memory_mb`, by how much a fresh
-        process grows at most that loads the network and runs it once."""
+        process grows at most that loads the network and runs it once. Infinite where it cannot."""
         configs = self.supernet.space.decode(X)
         keys = [(*self._key(config, exporter), kind) for config in configs]
         missing = set(self.store.missing("footprint", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
         for key, config in progress(iter(todo.items()), len(todo), f"measuring {kind}"):
             if kind == "memory_mb":
-                taken = self._memory(config, self._source(config, exporter)())
+                if (taken := self._memory(config, exporter)) is None:
+                    continue
             else:
                 taken = sum(
                     file.stat().st_size for file in self._files(config, self._subnet(config, exporter), exporter)
                 )
             self.store.add("footprint", key, {"mb": taken / 1e6})
         records = self.store.get("footprint", keys)
-        return np.array([records[key][-1]["mb"] for key in keys])
+        return np.array([records[key][-1]["mb"] if key in records else math.inf for key in keys])
 
-    def _memory(self, config: Any, source: Any) -> int:
-        try:
-            with self._spending("memory"):
-                return peak_memory(self.device, source, self.engine)
-        except NetworkError as error:
-            raise ValueError(f"{self.device.name}: the memory of {config} cannot be told: {error}") from error
+    def _memory(self, config: Any, exporter: str) -> int | None:
+        """The bytes that a network takes; None where it failed twice, which the store keeps as a failure to be told."""
+        name, device_id = self._key(config, exporter)
+        key = (name, digest([device_id, "memory"]))
+        if not self.store.missing("failure", [key]):
+            return None
+        source, reasons = self._source(config, exporter)(), []
+        while len(reasons) < ATTEMPTS:
+            try:
+                with self._spending("memory"):
+                    return peak_memory(self.device, source, self.engine)
+            except NetworkError as error:
+                reasons.append(str(error))
+        device = dataclasses.asdict(self.device) | self.fingerprint
+        self.store.add("failure", key, dataclasses.asdict(Failure(tuple(reasons), now(), device)))
+        print(f"{self.device.name}: how much memory {config} takes cannot be told: {reasons[-1]}")
+        return None
 
     def reasons(self) -> str:
         """Why networks failed on the device."""
@@ -627,7 +657,7 @@ class Bench:
         if len(records) < 2:  # it ran before, and now it failed
             return {"confirmed_ms": math.inf, "confirmed_with_drift_ms": math.inf}
         return {
-            "confirmed_ms": float(self._undrifted(records[1:2], "final")[0]),
+            "confirmed_ms": float(self._undrifted(records[1:2], judged=True)[0]),
             "confirmed_with_drift_ms": getattr(records[1], self.device.statistic),
         }
 
@@ -655,11 +685,11 @@ class Bench:
     def _quiet(self, measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
         return {name: undisturbed(measurements, name) for name in ("p10", self.device.statistic)}
 
-    def _undrifted(self, measurements: Sequence[Measurement], exporter: str) -> np.ndarray:
-        """Latencies (n,) in ms, drift divided out: the device's statistic, of files that ship; else the p10, which
-        bursts of other programs change several times less, times what the statistic of a reference is to its p10."""
+    def _undrifted(self, measurements: Sequence[Measurement], judged: bool) -> np.ndarray:
+        """Latencies (n,) in ms, drift divided out: the statistic that budgets are judged by; else the p10, which
+        bursts of other programs change several times less, times what the reference's statistic is to its p10."""
         quiet, statistic = self.quiet or self._quiet(measurements), self.device.statistic
-        if exporter == "final":
+        if judged:
             return latencies(measurements, statistic, quiet[statistic])
         ratios = [quiet[statistic][name] / p10 for name, p10 in quiet["p10"].items()]
         return latencies(measurements, "p10", quiet["p10"]) * np.mean(ratios or [1.0])
@@ -699,8 +729,10 @@ class Bench:
         return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
+        """What was measured of a network; the files that ship as it was taken, others the least disturbed first."""
         key = self._key(config, exporter)
-        return [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
+        records = [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
+        return sorted(records, key=lambda m: m.noise) if exporter == "search" else records
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._key(config, exporter)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
 h2 {{ font-size: 1.1em; margin: 2em 0 .5em }}
 table {{ border-collapse: collapse }}
-td {{ padding: .15em 1.5em .15em 0; border-bottom: 1px solid #ddd }}
+td, th {{ text-align: left; padding: .15em 1.5em .15em 0; border-bottom: 1px solid #ddd }}
 svg {{ max-width: 100%; height: auto }}
 </style>
 <h1>{title}</h1>
@@ -130,12 +131,13 @@ def draw_front(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-FRONT_FILES = ("front.json", "front.png")
+FRONT_FILES = ("front.json", "front.png", "front.html")
 
 
 def write_fronts(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """front.json and front.png of the networks for several budgets or devices: of each device those that no other one
-    of it beats, in latency and in the figure of the held-out part by which they were chosen; fastest first."""
+    of it beats, in latency and in the figure of the held-out part by which they were chosen; fastest first. front.html
+    shows both, and leads to the pages of all networks."""
     fronts: dict[str, list[dict[str, Any]]] = {}
     for name, report in reports.items():
         row = {"network": name, "budget_ms": report["budget_ms"], "latency_ms": report["confirmed_ms"]}
@@ -157,9 +159,25 @@ def write_fronts(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None
         x, y = [row["latency_ms"] for row in rows], [row["report"][figure_of] for row in rows]
         axes.plot(x, y, marker="o", ms=4, lw=1, label=device)
     axes.legend(frameon=False)
+    best = {row["network"] for rows in fronts.values() for row in rows}
+    table_rows = [
+        (
+            f'<a href="{html.escape(quote(name))}/report.html">{html.escape(name)}</a>',
+            f"{report['confirmed_ms']:.3f} ms of {report['budget_ms']:g}",
+            *(f"{report[part][figure_of]:.4f}" for part in ("select", "report", "test")),
+            "" if name in best else "another one is as fast and better",
+        )
+        for name, report in reports.items()
+    ]
+    heads = ("network", "measured again", f"held-out {figure_of}, which chose", "which chose nothing", "test set", "")
+    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in heads)}</tr>"]
+    lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in table_rows]
+    body = f"<section>{svg(figure)}</section>\n<table>{''.join(lines)}</table>"
+    page = PAGE.format(title=html.escape(f"{len(reports)} networks of a supernet"), body=body)
     text = json.dumps(fronts, indent=1, default=float) + "\n"
     write_atomically(folder / FRONT_FILES[0], lambda path: path.write_text(text))
     write_atomically(folder / FRONT_FILES[1], lambda path: figure.savefig(path, dpi=120, format="png"))
+    write_atomically(folder / FRONT_FILES[2], lambda path: path.write_text(page, encoding="utf-8"))
 
 
 def draw_predictions(report: Mapping[str, Any]) -> Figure:

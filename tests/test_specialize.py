@@ -10,9 +10,11 @@ import torch
 
 import ofa
 from predictors.devices import DEVICES
+from predictors.engines import NetworkError
 from predictors.runtimes import onnx_precision
 from recipes import bench, measure, open_bench, specialize
 from recipes.bench import distinct
+from recipes.report import FRONT_FILES
 from supernet.export import load, save
 
 DATA = {"class_path": "ofa.ImageData", "init_args": {"holdout": 60, "calibration": 64}}
@@ -41,6 +43,7 @@ def quick_devices(monkeypatch):
         monkeypatch.setitem(DEVICES, name, dataclasses.replace(device, warmup=1, rounds=4, runs=5, spacing=0.0))
     monkeypatch.setattr(bench, "CHECKED", 1)  # whose figure, then, is not to change what the tests see
     monkeypatch.setattr(bench, "AGREE", math.inf)
+    monkeypatch.setattr(bench, "DISTURBED", math.inf)
 
 
 @pytest.fixture
@@ -171,6 +174,20 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
     assert set(timed) == {"final"}
 
 
+def test_what_was_disturbed_is_timed_once_more(folder, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(bench, "DISTURBED", -1.0)
+    store = str(tmp_path / "store.sqlite")
+    for _ in range(2):
+        measure(str(folder), "onnxruntime", samples=6, store=store)
+        assert work["timed"] == 2 * 6 + bench.CHECKED
+    with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as known:
+        for config in known.supernet.space.decode(
+            bench.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
+        ):
+            first, second = known._records(config, "search")
+            assert first.noise <= second.noise
+
+
 def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(bench, "enough", lambda errors, floor: False)
     assert measure(str(folder), "onnxruntime", max_samples=23, store=str(tmp_path / "a.sqlite"))["n"] == 23
@@ -241,6 +258,26 @@ def test_all_bounds_hold_on_the_file(folder, tmp_path):
     assert 0 < report["memory_mb"] <= 100
 
 
+def test_a_network_whose_memory_cannot_be_told_is_none_within_the_bound(folder, tmp_path, monkeypatch):
+    asked, memory = [], bench.peak_memory
+
+    def failing(device, source, engine):
+        asked.append(source)
+        if len(asked) <= 2:
+            raise NetworkError("it was ended")
+        return memory(device, source, engine)
+
+    monkeypatch.setattr(bench, "peak_memory", failing)
+    X = bench.latency_rows(load(folder).space, 6, np.random.default_rng(0))
+    store = str(tmp_path / "store.sqlite")
+    for times in (7, 7):  # the first one twice, and none again
+        with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
+            taken = opened.footprints(X, "search", "memory_mb")
+            assert len(asked) == times and np.isinf(taken[0]) and np.isfinite(taken[1:]).all()
+            limit = bench.Limit(opened, "memory_mb", 1000.0, X)
+            assert (limit.X == X[1:]).all() and limit.of(opened.supernet.space.smallest()) > 0
+
+
 def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
     for bound in ("macs", "params", "file_mb", "memory_mb"):
         with pytest.raises(ValueError, match=f"{bound} = 0.001 cannot be met: the least of"):
@@ -287,7 +324,9 @@ def test_budgets_and_devices_share_what_is_evaluated(folder, tmp_path, work, mon
     names = {f"{device}-{budget}ms" for device in ("onnxruntime", "torch") for budget in (500, 600)}
     assert set(reports) == names
     assert len({known for known, _ in shared}) == 1 and [new for _, new in shared] == [True, False, False, False]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"front.json", "front.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | set(FRONT_FILES)
+    page = (tmp_path / "out" / "front.html").read_text()
+    assert all(f'href="{name}/report.html"' in page for name in names) and "<svg" in page and "http-equiv" not in page
     front = json.loads((tmp_path / "out" / "front.json").read_text())
     assert set(front) == {"onnxruntime", "torch"} and all(1 <= len(rows) <= 2 for rows in front.values())
     done = dict(work)

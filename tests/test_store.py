@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from predictors.store import FIGURES, Store, digest, network_id
@@ -135,6 +136,44 @@ def test_a_damaged_store_is_an_error_at_opening(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="store is damaged"):
         Store(path)
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
+    path, keys = tmp_path / "store", [(f"network{i}", "device", f"kind{i % 3}") for i in range(40)]
+    with Store(path) as store:
+        for i, key in enumerate(keys):
+            store.add("footprint", key, {"mb": i / 7})
+        expected = store.get("footprint", keys)
+    whole, found = path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))  # most of the pages is empty
+    for place in rng.choice(used, 300, replace=False):
+        data = bytearray(whole)
+        data[place] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        try:
+            with Store(path) as store:
+                assert store.get("footprint", keys) == expected
+        except (ValueError, OSError) as error:
+            found += 1
+            assert str(path) in str(error)
+    assert found > 200
+
+
+def test_a_store_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="/proc/store: unable to open"):
+        Store("/proc/store")
+    path = tmp_path / "store"
+    with Store(path) as store:
+        store.add("failure", ("network", "device"), FAILED)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options)
+    )
+    with Store(path) as store:
+        with pytest.raises(OSError, match="store: attempt to write a readonly database"):
+            store.add("failure", ("network", "device"), FAILED)
+        assert len(store.get("failure", [("network", "device")])) == 1
 
 
 def test_another_version_is_an_error(tmp_path):
