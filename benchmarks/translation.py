@@ -139,15 +139,18 @@ def table(data: str, out: Path, split: str, network: Path | None) -> None:
             interval = f"{row['low']:.2f} to {row['high']:.2f}"
             print(f"{run.name} | {name} | {row['loss']:.4f} | {row['bleu']:.2f} | {interval} | {spent:.0f}")
 
+    pairs = [(name, name.replace("better", "hat")) for name in made if name.startswith("better")]
+    pairs = [pair for pair in pairs if pair[1] in made]
+    if not pairs:
+        return
     settings = next(yaml.safe_load((out / name / "recipe.yaml").read_text()) for name in made)
     text = hat.ParallelText(**settings["data"]["init_args"] | {"dataset": data})
     references = text.texts(split)[1]
-    for name, ours in made.items():
-        theirs = made.get(name.replace("better", "hat"), {}) if name.startswith("better") else {}
-        for network in ours.keys() & theirs.keys():
-            found = compare_bleu(ours[network], theirs[network], references)
+    for ours, theirs in pairs:
+        for row in filter(made[theirs].get, made[ours]):
+            found = compare_bleu(made[ours][row], made[theirs][row], references)
             interval = f"{found['difference_low']:.2f} to {found['difference_high']:.2f}"
-            print(f"{name} less HAT's | {network} | {found['difference']:+.2f} | {interval}")
+            print(f"{ours} less {theirs} | {row} | {found['difference']:+.2f} | {interval}")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
@@ -94,7 +95,7 @@ def save_huggingface(
     if tokenizer is not None:
         check_tokenizer(tokenizer, model.config)
         trained = subnet.input_spec.get("tokenizer")
-        if trained is not None and json.loads(trained)["model"] != model_of(tokenizer):
+        if trained is not None and model_of(Tokenizer.from_str(trained)) != model_of(tokenizer.backend_tokenizer):
             raise ValueError(
                 "tokenizer: it is not the one that this network was trained with: its ids mean other tokens"
             )
@@ -105,6 +106,10 @@ def save_huggingface(
     generation = {"max_length": model.config.max_positions} | chosen | dict(generation or {})
     if unknown := generation.keys() - vars(GenerationConfig()).keys():
         raise ValueError(f"generation: {', '.join(sorted(unknown))} is no field of a GenerationConfig")
+    if (tokens := generation.get("max_new_tokens") or 0) > model.config.max_positions:
+        raise ValueError(
+            f"generation: max_new_tokens = {tokens}, the network has {model.config.max_positions} positions"
+        )
     if generation.get("max_new_tokens") is not None:
         generation["max_length"] = None  # transformers takes one of the two, and warns of both
     if generation["num_beams"] == 1:
@@ -204,10 +209,9 @@ def check_tokenizer(tokenizer: Any, config: HatConfig) -> None:
             raise ValueError(f"tokenizer: its {name} token has the id {found}, the network's has {expected}")
 
 
-def model_of(tokenizer: Any) -> Any:
-    """What says which text each id is of, of a fast tokenizer; None of another kind."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else json.loads(backend.to_str())["model"]
+def model_of(tokenizer: Tokenizer) -> Any:
+    """What says which text each id is of."""
+    return json.loads(tokenizer.to_str())["model"]
 
 
 def model_card(name: str, model: HatForConditionalGeneration, tokenizer: bool) -> str:

@@ -30,13 +30,13 @@ class Device:
     loop with warm caches; with "cold" the caches are filled with other data before each of the runs, as by a program
     that does something else in between: a small network then takes up to 3 times as long. `affinity` are the CPUs that
     it may run on; None takes the first `threads` that this process may use. `statistic` is the one that a budget is
-    judged on. On "cuda" torch computes on the GPU, without TF32, and a run ends when the GPU is done.
+    judged on. In the `place` "cuda" torch computes on the GPU, without TF32, and a run ends when the GPU is done.
     """
 
     name: str
     runtime: str
     precision: str = "float32"
-    on: str = "cpu"
+    place: str = "cpu"
     threads: int = 1
     affinity: tuple[int, ...] | None = None
     batch: int = 1
@@ -58,8 +58,8 @@ class Device:
         for field, known in (
             ("runtime", tuple(RUNTIMES)),
             ("precision", RUNTIMES[self.runtime].precisions if self.runtime in RUNTIMES else ()),
-            ("on", RUNTIMES[self.runtime].places if self.runtime in RUNTIMES else ()),
-            ("protocol", ("tight", "cold") if self.on == "cpu" else ("tight",)),
+            ("place", RUNTIMES[self.runtime].places if self.runtime in RUNTIMES else ()),
+            ("protocol", ("tight", "cold") if self.place == "cpu" else ("tight",)),
             ("statistic", tuple(STATISTICS)),
         ):
             if getattr(self, field) not in known:
@@ -77,7 +77,7 @@ class Device:
             "system": platform.system(),
             "version": RUNTIMES[self.runtime].version(),
             "cpus": list(self.cpus()),
-        } | ({"gpu": gpu_name()} if self.on == "cuda" else {})
+        } | ({"gpu": gpu_name()} if self.place == "cuda" else {})
 
     def cpus(self) -> tuple[int, ...]:
         """The CPUs that measuring is pinned to; empty where the system cannot pin."""
@@ -147,7 +147,7 @@ DEVICES = {
     device.name: device
     for device in (
         Device("torch", "torch"),
-        Device("torch-cuda", "torch", on="cuda"),
+        Device("torch-cuda", "torch", place="cuda"),
         Device("torch-compile", "torch-compile"),
         Device("onnxruntime", "onnxruntime"),
         Device("onnxruntime-int8", "onnxruntime", "int8"),

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,13 @@ class Worker:
         return self.parts(name, feeds)
 
     def time(self, key: str) -> tuple[float, ...]:
-        """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones, while no other times here."""
+        """The times of `device.runs` runs in ms, after `device.warmup` unrecorded ones."""
         device, run, times = self.device, self.runs[key], []
         evict = cache_evictor() if device.protocol == "cold" else None
         collects = gc.isenabled()
         gc.disable()
         try:
-            with alone_here(), runtime_threads(device), networks_errors():
+            with runtime_threads(device), networks_errors():
                 for _ in range(device.warmup):
                     run()
                 for _ in range(device.runs):
@@ -90,7 +90,7 @@ class Worker:
 
         Meant for a process that has not done so before; the runtime is imported first, and does not count.
         """
-        if self.device.on == "cuda":
+        if self.device.place == "cuda":
             raise ValueError(f"{self.device.name}: how much memory a network takes of a GPU is not told")
         if not (forget := Path("/proc/self/clear_refs")).is_file():
             raise OSError("how much memory a network takes is only told on Linux")
@@ -125,12 +125,18 @@ def alone_here() -> Iterator[None]:
     except ImportError:
         yield
         return
-    path = Path(tempfile.gettempdir()) / "supernet-measures.lock"
+    path = Path("/tmp/supernet-measures.lock")  # the same for all, whatever their TMPDIR
     if not path.exists():
         path.touch()
+        path.chmod(0o666)
     with path.open() as lock:  # to read, which is all that another user's file allows
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def waiting_for(method: str) -> AbstractContextManager[None]:
+    """What a call of a worker waits for, before its limit begins: to be the only one that times."""
+    return alone_here() if method == "time" else nullcontext()
 
 
 Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker
@@ -148,7 +154,8 @@ def thread_engine(device: Device) -> Iterator[Call]:
 
     def call(method: str, *arguments: Any) -> Any:
         try:
-            return pool.submit(getattr(worker, method), *arguments).result()
+            with waiting_for(method):
+                return pool.submit(getattr(worker, method), *arguments).result()
         except (NetworkError, *USERS_ERRORS):
             raise
         except Exception as error:
@@ -172,7 +179,8 @@ def process_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
         if worker is None:
             worker = _Process(device)
         try:
-            return worker.call(limit, method, *arguments)
+            with waiting_for(method):
+                return worker.call(limit, method, *arguments)
         except BaseException:
             worker.end()
             worker = None
@@ -190,9 +198,10 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
     """A worker in a process of its own on that machine of a Ray cluster which has the device (the extra `ray`).
 
     The machine says so by a custom resource: `ray start --resources '{"device:NAME": 1}'`. The worker holds one of it
-    from its first call to the end, and of two workers on a machine one waits. Files travel with the call; this project
-    is to be installed there. The cluster is that of the caller's `ray.init`, of RAY_ADDRESS, or the one that runs on
-    this machine. ValueError where no machine has the device. Else as `process_engine`, also where a machine is lost.
+    from its first call to the end, and of two devices on a machine one is timed at a time. Files travel with the call;
+    this project is to be installed there. The cluster is that of the caller's `ray.init`, of RAY_ADDRESS, or the one
+    that runs on this machine. ValueError where no machine has the device. Else as `process_engine`, also where a
+    machine is lost.
     """
     ray = import_ray()
     token = f"device:{device.name}"
@@ -221,7 +230,7 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
         try:
             if host is None:
                 host = made()
-            answer = pickle.loads(ray.get(host.call.remote(method, *arguments), timeout=limit + 30))
+            answer = pickle.loads(ray.get(host.call.remote(method, *arguments)))  # the limit is the process engine's
         except ray.exceptions.RayError as error:  # those of the worker itself are answers
             end()
             raise NetworkError(f"its worker was lost: {type(error).__name__}: {error}") from error
@@ -326,17 +335,18 @@ class _Process:
             f"{device.name}: the process that times cannot import its runtime {device.runtime}: put it in a module"
         )
         try:
-            description = pickle.dumps((device, RUNTIMES[device.runtime]))
-        except (pickle.PicklingError, AttributeError) as error:
+            runtime = pickle.dumps(RUNTIMES[device.runtime])
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(f"{unknown} ({error})") from error
-        if b"__main__" in description:
+        if b"__main__" in runtime:
             raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         self._connection = Connection(ours.detach())
-        self._connection.send_bytes(description)
+        self._connection.send_bytes(pickle.dumps(device))
+        self._connection.send_bytes(runtime)
 
     def call(self, limit: float, method: str, *arguments: Any) -> Any:
         # Plain pickle: torch would have multiprocessing's share the memory of tensors.
@@ -362,11 +372,15 @@ def serve(descriptor: int) -> None:
     """Answer the calls that come through a socket, until it closes: what runs in a process engine's process."""
     connection = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver ends this process
-    device, runtime = pickle.loads(connection.recv_bytes())
-    RUNTIMES[device.runtime] = runtime  # it may be of another package
+    device = pickle.loads(connection.recv_bytes())
     if cpus := device.cpus():
         os.sched_setaffinity(0, cpus)
     limit_memory()
+    try:
+        RUNTIMES[device.runtime], broken = pickle.loads(connection.recv_bytes()), None  # it may be another package's
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        broken = ValueError(f"{device.name}: the process that times cannot import its runtime {device.runtime}: {told}")
     worker = Worker(device)
     while True:
         try:
@@ -374,6 +388,8 @@ def serve(descriptor: int) -> None:
         except EOFError:
             return
         try:
+            if broken is not None:
+                raise broken
             method, arguments = pickle.loads(request)
             answer = getattr(worker, method)(*arguments)
         except NetworkError as error:
@@ -414,26 +430,22 @@ def ended(status: int) -> str:
 def runtime_threads(device: Device) -> Iterator[None]:
     """torch's thread count is global to the process: set it while timing only. Others' are the session's.
 
-    So is whether a GPU rounds float32 to TF32, which it then does not. Denormals are flushed on the calling thread,
-    which is the worker's own.
+    So is whether convolutions on a GPU round float32 to TF32, which they then do not. Denormals are flushed on the
+    calling thread, which is the worker's own.
     """
     if not device.times_modules:
         yield
         return
     import torch
 
-    threads, gpu = torch.get_num_threads(), (torch.backends.cuda.matmul, torch.backends.cudnn)
-    rounds = [backend.allow_tf32 for backend in gpu]
+    threads = torch.get_num_threads()
     torch.set_num_threads(device.threads)
     torch.set_flush_denormal(True)
-    for backend in gpu:
-        backend.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        for backend, allowed in zip(gpu, rounds):
-            backend.allow_tf32 = allowed
+    with torch.backends.cudnn.flags(allow_tf32=False) if device.place == "cuda" else nullcontext():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def cache_evictor() -> Call:

@@ -86,7 +86,7 @@ def load_torch_compile(device: Device, source: Source) -> tuple[Run, str]:
 
 def finished(device: Device, outputs: Any) -> Any:
     """The outputs, once they are there: a GPU computes after the call has returned."""
-    if device.on == "cuda":
+    if device.place == "cuda":
         import torch
 
         torch.cuda.synchronize()
@@ -106,19 +106,19 @@ def torch_network(device: Device, source: Source) -> tuple[Any, tuple[Any, ...],
     """(a copy of the module, its inputs, their precision)."""
     import torch
 
-    if device.on == "cuda":
+    if device.place == "cuda":
         gpu_name()
     if not isinstance(source, tuple) or len(source) != 2 or not callable(source[0]):
         raise TypeError(f"{device.name} times (module, inputs), not {source!r}")
     module, inputs = source
-    inputs = tuple(x.to(device.on) for x in inputs)
+    inputs = tuple(x.to(device.place) for x in inputs)
     for x in inputs:
         if len(x) != device.batch:
             raise ValueError(f"{device.name}: batch {device.batch}, but an input has {len(x)}: {tuple(x.shape)}")
     if isinstance(module, torch.nn.Module):
         if module.training:
             raise ValueError(f"{device.name}: the module is in train mode; call its eval() first")
-        module = copy.deepcopy(module).to(device.on)
+        module = copy.deepcopy(module).to(device.place)
         if any(x.ndim == 4 for x in inputs):
             module = module.to(memory_format=torch.channels_last)
             inputs = tuple(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
@@ -126,8 +126,11 @@ def torch_network(device: Device, source: Source) -> tuple[Any, tuple[Any, ...],
     else:
         dtypes = {x.dtype for x in inputs if x.is_floating_point()}
     precisions = {str(dtype).removeprefix("torch.") for dtype in dtypes}
-    if torch.get_float32_matmul_precision() == "medium":  # lets matrix products run in bfloat16
+    products = torch.get_float32_matmul_precision()
+    if products == "medium":  # lets matrix products run in bfloat16
         precisions.add("bfloat16")
+    elif products == "high" and device.place == "cuda":
+        precisions.add("tfloat32")
     return module, inputs, "+".join(sorted(precisions)) or "unknown"
 
 

@@ -143,23 +143,34 @@ class Store:
             self._ids.clear()
             raise
 
-    def get(self, table: str, keys: Iterable[Key]) -> dict[Key, list[dict[str, Any]]]:
-        """The records of each key that has any, oldest first."""
+    def first(self, table: str, keys: Iterable[Key]) -> int | None:
+        """The place in the table of the first record of any of these keys."""
+        _, source, values = self._found(table, keys)
+        return self._execute(f"SELECT min({table}.id) {source}", values)[0][0]
+
+    def get(self, table: str, keys: Iterable[Key], before: int | None = None) -> dict[Key, list[dict[str, Any]]]:
+        """The records of each key that has any, oldest first; only those `before` a place in the table, if given."""
+        columns = TABLES[table]
+        ids, source, values = self._found(table, keys)
+        if before is not None:
+            source, values = f"{source} AND {table}.id < ?", (*values, before)
+        filled = ", ".join([*columns.key, *columns.record, "crc"])
+        rows = self._checked(f"SELECT {filled} {source} ORDER BY {table}.id", values)
+        records: dict[Key, list[dict[str, Any]]] = {}
+        for row, record in zip(rows, self._decoded(columns.record, [row[len(columns.key) :] for row in rows])):
+            records.setdefault(ids[row[: len(columns.key)]], []).append(record)
+        return records
+
+    def _found(self, table: str, keys: Iterable[Key]) -> tuple[dict[tuple, Key], str, tuple]:
+        """The keys by the ids of their names; what follows SELECT to find their rows, and its values."""
         keys, columns = list(dict.fromkeys(keys)), TABLES[table]
         self._look_up(_packed(name) for key in keys for name in key)
         ids = {tuple(self._ids.get(_packed(name)) for name in key): key for key in keys}
         wanted = [key for key in ids if None not in key]
         parts = ", ".join(f"json_extract(wanted.value, '$[{i}]')" for i in range(len(columns.key)))
         # CROSS JOIN keeps SQLite's planner from walking the table to look each row up among the keys.
-        rows = self._checked(
-            f"SELECT {', '.join([*columns.key, *columns.record])}, crc FROM json_each(?) AS wanted CROSS JOIN {table} "
-            f"ON ({', '.join(columns.key)}) = ({parts}) ORDER BY {table}.id",
-            (json.dumps(wanted),),
-        )
-        records: dict[Key, list[dict[str, Any]]] = {}
-        for row, record in zip(rows, self._decoded(columns.record, [row[len(columns.key) :] for row in rows])):
-            records.setdefault(ids[row[: len(columns.key)]], []).append(record)
-        return records
+        source = f"FROM json_each(?) AS wanted CROSS JOIN {table} ON ({', '.join(columns.key)}) = ({parts})"
+        return ids, source, (json.dumps(wanted),)
 
     def records(self, table: str, **columns: str) -> list[dict[str, Any]]:
         """All records whose key has these values, oldest first."""
@@ -303,7 +314,9 @@ def _encoded(column: str, value: Any, kind: str) -> Any:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     if kind == "REAL" and not math.isfinite(value):
         raise ValueError(f"{column} = {value} is no finite number")
-    return {"REAL": float, "INTEGER": int, "TEXT": str, "NAME": str}[kind](value)
+    if kind == "REAL":
+        return float(value) + 0.0  # SQLite has no -0.0
+    return {"INTEGER": int, "TEXT": str, "NAME": str}[kind](value)
 
 
 def _packed(name: str) -> bytes | str:

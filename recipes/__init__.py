@@ -343,6 +343,7 @@ def evaluate(
         raise ValueError(f"beam = {beam}: at least 1")
     import_families()
     import hat
+    from supernet.export import load
     from supernet.training import evaluate_network
 
     network, module = load_subnet(subnet, architecture, data)
@@ -353,8 +354,10 @@ def evaluate(
         from hat.huggingface import bleu, compare_bleu, import_sacrebleu, to_huggingface, translate
 
         import_sacrebleu()  # before the work
-        others = [] if against is None else [load_subnet(against, None, None)[0]]
+        others = [] if against is None else [load(against)]
         for other in others:
+            if not isinstance(other, hat.Transformer) or not other.extracted:
+                raise ValueError(f"against: {against} is no saved subnet of a translation supernet")
             other.check_data(module.input_spec)
     elif {beam, length_penalty, against} != {None}:
         raise ValueError(f"beam, length_penalty and against are for translation networks, not {type(network).__name__}")
@@ -385,6 +388,7 @@ def devices() -> dict[str, str]:
     import tempfile
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from predictors.devices import known_devices
@@ -401,7 +405,9 @@ def devices() -> dict[str, str]:
             except Exception as error:  # whatever another package's device, or a runtime, makes of it
                 told[name] = str(error)
         columns = (device.runtime, device.precision, str(device.threads)) if told[name] == "works" else ("", "", "")
-        table.add_row(name, *columns, told[name].splitlines()[0] if told[name] else "fails, and does not say why")
+        table.add_row(
+            name, *columns, escape(told[name].splitlines()[0]) if told[name] else "fails, and does not say why"
+        )
     Console().print(table)
     return told
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -110,6 +111,8 @@ def find_network(
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
+    if "memory_mb" in (bounds or {}) and bench.device.place == "cuda":
+        raise ValueError(f"{bench.device.name}: how much memory a network takes of a GPU is not told")
     evaluated, spent = evaluated or Evaluated(), dict(bench.seconds)
     ends = space.encode([space.smallest(), space.largest()])
     X, timed_ms = time_samples(bench, latency_samples, rng)
@@ -373,8 +376,10 @@ def time_samples(
     As many as `samples`; or, where that is None, until more would tell little (`predictors.latency.enough`), at most
     `most`, and no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
     """
-    X = latency_rows(bench.supernet.space, most if samples is None else samples, rng)
-    bench.sources = bench.other_devices(X)
+    pool = latency_rows(bench.supernet.space, max(most, MOST_SAMPLES, samples or 0), rng)
+    if bench.sources is None:
+        bench.sources = bench.other_devices(pool)
+    X = pool[: most if samples is None else samples]
     n, ms = time_enough(bench, X, samples, most_seconds)
     if not bench.agrees(X[:n][np.isfinite(ms)], ms[np.isfinite(ms)]):
         n, ms = time_enough(bench, X, samples, most_seconds)  # now as the files that ship
@@ -392,7 +397,8 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
     """How many of the first rows of X are timed for `time_samples`, and their latencies."""
     errors: dict[int, float] = {}
     first = FEW_SAMPLES if bench.sources else FIRST_SAMPLES
-    for n in range(STEP, len(X) + STEP, STEP) if samples is None else [samples]:
+    least = first if math.isinf(most_seconds) else STEP
+    for n in range(least, len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
         ms = bench.latencies(X[:n], "timing samples")
         ran = np.isfinite(ms)
@@ -403,7 +409,7 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
         if samples is None and n >= first:
             model = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
             errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
-            if enough(errors, bench.noise_floor(X[:n][ran])):
+            if (model.transfers_ or n >= FIRST_SAMPLES) and enough(errors, bench.noise_floor(X[:n][ran])):
                 break
     return n, ms
 
@@ -517,7 +523,7 @@ class Bench:
         kind = f"int8-{device.runtime}" if device.precision == "int8" else "float32"
         self.files = files / f"{kind}-{device.batch}{RUNTIMES[device.runtime].files or ''}"
         self.exporter = "search"  # of the files that are searched by
-        self.sources: dict[str, FrozenEstimator] = {}  # predictors of other devices
+        self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, dict[str, float]] | None = None
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
@@ -594,13 +600,14 @@ class Bench:
         return self._latencies(X, "final", what, judged=True)
 
     def _latencies(self, X: np.ndarray, exporter: str, what: str, judged: bool = False) -> np.ndarray:
-        """The first measurement of each row, as a budget is `judged` or as predictors are fitted; infinite where the
-        network fails on the device."""
+        """A measurement of each row, the first or the least disturbed (`_records`), as a budget is `judged` or as
+        predictors are fitted; infinite where the network fails on the device."""
         configs = self.supernet.space.decode(X)
         todo = [c for c in configs if not self._records(c, exporter) and not self._failures(c, exporter)]
         self._time(todo, exporter, what)
         if exporter == "search":  # no measurement that is to stay the only one was disturbed, if that can be helped
-            once = {c: records for c in configs if len(records := self._records(c, exporter)) == 1}
+            whole = [c for c in configs if not self._failures(c, exporter)]
+            once = {c: records for c in whole if len(records := self._records(c, exporter)) == 1}
             self._time([c for c, (m,) in once.items() if m.noise > DISTURBED], exporter, f"{what}, disturbed ones")
         records = [self._records(c, exporter) for c in configs]
         ms = np.full(len(configs), np.inf)
@@ -678,9 +685,12 @@ class Bench:
         return noise_floor(self._records(config, self.exporter)[0] for config in self.supernet.space.decode(X))
 
     def busy_seconds(self, X: np.ndarray) -> float:
-        """For how many seconds the device ran the rows of X, and the reference beside them, when they were timed."""
-        known = [m for config in self.supernet.space.decode(X) for m in self._records(config, self.exporter)[:1]]
-        return sum(m.rounds * (m.runs + self.device.warmup) * (m.median + m.reference_median) / 1e3 for m in known)
+        """For how many seconds the rows of X ran when they were timed, or were waited for in vain."""
+        configs = self.supernet.space.decode(X)
+        known = [m for config in configs for m in self._records(config, self.exporter)]
+        reasons = [why for c in configs for failed in self._failures(c, self.exporter) for why in failed["reasons"]]
+        waited = sum(float(found[1]) for why in reasons if (found := re.search(r"no answer in ([\d.]+) s", why)))
+        return waited + sum(m.rounds * (m.runs + self.device.warmup) * m.median / 1e3 for m in known)
 
     def _quiet(self, measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
         return {name: undisturbed(measurements, name) for name in ("p10", self.device.statistic)}
@@ -697,21 +707,19 @@ class Bench:
     def other_devices(self, X: np.ndarray) -> dict[str, FrozenEstimator]:
         """By device, predictors of the others on which enough rows of X were timed before any was on this one.
 
-        None is taken that was timed later, so that a call which is repeated does as before.
+        None is taken that was stored later, so that a call which is repeated does as before.
         """
         configs, kinds = self.supernet.space.decode(X), product(("search", "final"), writers())
         networks = [[self._network(config, *kind) for config in configs] for kind in kinds]
-        own = self.store.get("latency", [(name, self.device_id) for names in networks for name in names])
-        began = min((record["taken"] for records in own.values() for record in records), default="9999")
+        own = self.store.first("latency", [(name, self.device_id) for names in networks for name in names])
         found = {}
         for device_id, names in product(self.store.values("latency", "device_id"), networks):
-            records = self.store.get("latency", [(name, device_id) for name in names])
+            records = self.store.get("latency", [(name, device_id) for name in names], before=own)
             timed = {
-                i: Measurement(**records[name, device_id][0])
+                i: Measurement(**min(records[name, device_id], key=lambda record: record["noise"]))
                 for i, name in enumerate(names)
                 if (name, device_id) in records
             }
-            timed = {i: m for i, m in timed.items() if m.taken < began}
             if device_id != self.device_id and len(timed) >= FIRST_SAMPLES:
                 model = LatencyPredictor(terms=self.supernet.cost_terms)
                 model.fit(X[list(timed)], latencies(timed.values(), "p10"))
@@ -750,7 +758,7 @@ class Bench:
                 for key, result in progress(
                     measure(self.device, sources, reference, engine=self.engine), len(keys), what
                 ):
-                    if any(result.device[name] != self.fingerprint[name] for name in ("cpu", "machine", "version")):
+                    if any(result.device[name] != told for name, told in self.fingerprint.items() if name != "cpus"):
                         raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")
                     table = "failure" if isinstance(result, Failure) else "latency"
                     self.store.add(table, (key, self.device_id), dataclasses.asdict(result))
@@ -874,7 +882,8 @@ class Bench:
             write_network(subnet, temporary, self.section)
             for file in files:
                 shutil.copyfile(file, temporary / file.name)
-            (temporary / "report.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
+            text = json.dumps(json.loads(json.dumps(report, default=float), parse_constant=lambda _: None), indent=1)
+            (temporary / "report.json").write_text(text + "\n")  # JSON has no NaN, and no infinity
             draw_front(report).savefig(temporary / "front.png", dpi=120)
             write_page(report, self.supernet.space, config, temporary / "report.html")
 
@@ -960,7 +969,12 @@ def written_by(runtime: str, precision: str) -> tuple[str, ...]:
     packages = {None: [], ".pte": ["torch", "executorch"]}.get(files, ["torch", "onnxscript"])
     if precision == "int8":
         packages = [*packages, {"openvino": "nncf", "executorch": "torchao"}.get(runtime, "onnxruntime")]
-    return tuple(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    try:
+        return tuple(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    except importlib.metadata.PackageNotFoundError as error:
+        extra = RUNTIMES[runtime].extra
+        what = f"'supernet[{extra}]'" if extra else error.name
+        raise ImportError(f"{error.name} is not installed: pip install {what}") from None
 
 
 def writers() -> list[tuple[str, ...]]:
@@ -968,7 +982,7 @@ def writers() -> list[tuple[str, ...]]:
     found = {}
     for name, runtime in RUNTIMES.items():
         for precision in runtime.precisions:
-            with suppress(importlib.metadata.PackageNotFoundError):
+            with suppress(ImportError):
                 found[written_by(name, precision)] = None
     return list(found)
 

@@ -165,7 +165,7 @@ def write_fronts(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None
             f'<a href="{html.escape(quote(name))}/report.html">{html.escape(name)}</a>',
             f"{report['confirmed_ms']:.3f} ms of {report['budget_ms']:g}",
             *(f"{report[part][figure_of]:.4f}" for part in ("select", "report", "test")),
-            "" if name in best else "another one is as fast and better",
+            "" if name in best else "another one is as fast and as good",
         )
         for name, report in reports.items()
     ]

@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from torch import nn
 from predictors.devices import DEVICES
 from predictors.engines import (
     NetworkError,
+    alone_here,
     cache_evictor,
     ended,
     largest_cache,
@@ -74,14 +76,6 @@ def refuse(x):
 
 def hold_64_mb(x):
     return numpy.ones(2**23)
-
-
-def when(x):
-    began = time.monotonic()
-    time.sleep(0.01)
-    with open(os.environ["WHEN"], "a") as file:
-        print(began, time.monotonic(), file=file)
-    return x
 
 
 def where(x):
@@ -158,28 +152,46 @@ def test_a_runtime_of_another_package_runs_in_the_process_too(misbehaving, monke
     device = dataclasses.replace(TORCH, name="mine", runtime="mine")
     (result,) = dict(measure(device, {"a": 0.01}, engine="process")).values()
     assert 10 <= result.p10 < 20
-    monkeypatch.setitem(RUNTIMES, "mine", Runtime(of_the_main_script, "torch", files=None))
-    with pytest.raises(ValueError, match="cannot import its runtime mine: put it in a module"):
+    main = sys.modules["__main__"]
+    for known in (False, True):  # to pickle; the process cannot import it either way
+        monkeypatch.setattr(main, "load_theirs", load_theirs, raising=False) if known else None
+        monkeypatch.setitem(RUNTIMES, "mine", Runtime(load_theirs, "torch", files=None))
+        with pytest.raises(ValueError, match="cannot import its runtime mine: put it in a module"):
+            dict(measure(device, {"a": 0.01}, engine="process"))
+
+
+def load_theirs(device, source): ...
+
+
+load_theirs.__module__ = "__main__"
+
+
+def test_a_module_that_the_process_cannot_import_is_told(misbehaving, monkeypatch):
+    monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch", files=None))
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if "pytest" not in place])
+    device = dataclasses.replace(TORCH, name="mine", runtime="mine")
+    with pytest.raises(ValueError, match="cannot import its runtime mine: ModuleNotFoundError"):
         dict(measure(device, {"a": 0.01}, engine="process"))
 
 
-def of_the_main_script(device, source): ...
+@pytest.mark.parametrize("engine", [thread_engine, process_engine])
+def test_only_one_times_on_a_machine_and_the_others_wait(engine):
+    with engine(TORCH) as call, ThreadPoolExecutor(1) as pool:
+        call("load", "good", good())
+        with alone_here():
+            waiting = pool.submit(call, "time", "good")
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+        assert len(waiting.result(timeout=60)) == 5
 
 
-of_the_main_script.__module__ = "__main__"
-
-
-def test_no_two_measurements_overlap_on_one_machine(misbehaving, tmp_path, monkeypatch):
-    monkeypatch.setenv("WHEN", str(tmp_path / "when"))
-    engines = ["process", "process", "thread"]
-    with ThreadPoolExecutor(3) as pool:
-        source = (misbehaving.when, INPUTS)
-        jobs = [pool.submit(lambda e=e: dict(measure(TORCH, {"a": source}, engine=e))) for e in engines]
-        assert all(isinstance(job.result()["a"], Measurement) for job in jobs)
-    runs = sorted(tuple(map(float, line.split())) for line in (tmp_path / "when").read_text().splitlines())
-    assert len(runs) == 3 * (1 + TORCH.rounds * (TORCH.warmup + TORCH.runs))
-    overlaps = sum(before[1] > after[0] for before, after in zip(runs, runs[1:]))
-    assert overlaps <= 2 * 3  # of the three that are not timed, when a network is loaded
+def test_waiting_for_others_is_no_part_of_the_limit():
+    with process_engine(TORCH, limit=20) as call, ThreadPoolExecutor(1) as pool:
+        call("load", "good", good())
+        with alone_here():
+            waiting = pool.submit(call, "time", "good")
+            time.sleep(21)
+        assert len(waiting.result(timeout=60)) == 5
 
 
 def test_a_failed_call_is_followed_by_a_fresh_process(misbehaving):

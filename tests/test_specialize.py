@@ -11,6 +11,7 @@ import torch
 import ofa
 from predictors.devices import DEVICES
 from predictors.engines import NetworkError
+from predictors.measuring import Failure
 from predictors.runtimes import onnx_precision
 from recipes import bench, measure, open_bench, specialize
 from recipes.bench import distinct
@@ -181,11 +182,29 @@ def test_what_was_disturbed_is_timed_once_more(folder, tmp_path, work, monkeypat
         measure(str(folder), "onnxruntime", samples=6, store=store)
         assert work["timed"] == 2 * 6 + bench.CHECKED
     with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as known:
-        for config in known.supernet.space.decode(
-            bench.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
-        ):
-            first, second = known._records(config, "search")
-            assert first.noise <= second.noise
+        X = bench.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
+        config = known.supernet.space.decode(X)[2]
+        quiet = dataclasses.replace(known._records(config, "search")[0], noise=0.0, p10=7.0)
+        store_it = (known._key(config, "search")[0], known.device_id)
+        known.store.add("latency", store_it, dataclasses.asdict(quiet))
+        ms = known.latencies(X, "")
+        assert ms.argmax() == 2 and ms[2] > 5 * np.sort(ms)[-2]
+
+
+def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(folder, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(bench, "DISTURBED", -1.0)
+    measuring, store = bench.measure, str(tmp_path / "store.sqlite")
+
+    def failing_later(*arguments, **options):
+        for key, result in measuring(*arguments, **options):
+            yield key, result if work["timed"] <= 6 else Failure(("it fails now",) * 2, "now", result.device)
+
+    monkeypatch.setattr(bench, "measure", failing_later)
+    X = bench.latency_rows(load(folder).space, 6, np.random.default_rng(0))
+    for _ in range(3):
+        with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
+            assert np.isfinite(opened.latencies(X, "")).all()
+    assert work["timed"] == 12
 
 
 def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
@@ -221,14 +240,22 @@ def test_the_parts_do_not_depend_on_the_batches():
         assert targets(part, 1) == targets(part, 7) == targets(part, 60)
 
 
-def test_another_device_is_told_of_by_those_that_the_store_has(folder, tmp_path):
+def test_another_device_is_told_of_by_those_that_the_store_has(folder, tmp_path, monkeypatch):
     store = str(tmp_path / "store.sqlite")
     measure(str(folder), "torch", samples=20, store=store)
-    report = specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), store=store, **FEW)
+    asked, samples = [], bench.time_samples
+
+    def spying(opened, *arguments):
+        found = samples(opened, *arguments)
+        asked.append((list(opened.sources), len(found[0])))
+        return found
+
+    monkeypatch.setattr(bench, "time_samples", spying)
+    for _ in range(2):
+        specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), store=store, overwrite=True, **FEW)
+    ((source,), timed), again = asked
+    assert source.startswith("torch ") and timed == 10 and again == asked[0]
     X = bench.latency_rows(load(folder).space, 20, np.random.default_rng(0))
-    with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as after:
-        (source,) = after.other_devices(X)
-        assert source.startswith("torch ") and report["transfers_from"] in ([], [source])
     with open_bench(str(folder), "torch", None, store, str(tmp_path / "files"), "process") as first:
         assert first.other_devices(X) == {}  # it was there before the other one
 
