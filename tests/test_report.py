@@ -26,7 +26,8 @@ def made_up(name):
         | {
             "budget_ms": 2.0,
             "bounds": {"params": 9e5},
-            "device": {"name": "<made up>", "runtime": "onnxruntime", "cpus": [0]},
+            "device": {"name": "<made up>", "runtime": "onnxruntime", "batch": 1, "cpus": [0]},
+            "timed": {"source_length": 17, "beam": 4},
             "latency_predictor": {"mape": 1.5, "tau": 0.9, "n": 30},
             "accuracy_predictor": {figure: {"mape": 1.5, "tau": 0.8, "n": 100} for figure in figures},
             "noise_floor": 0.004,
@@ -71,7 +72,7 @@ def test_a_page_is_one_file_that_loads_nothing(page):
     Parser().feed(text)
     assert not loaded and not re.search(r"@import|url\((?!#)", text)
     assert "&lt;made up&gt;" in text and "<made up>" not in text
-    assert "1.520 ms" in text and "it failed" in text and "800,000" in text
+    assert "source_length" in text and "1.520 ms" in text and "it failed" in text and "800,000" in text
 
 
 @pytest.mark.parametrize("family", SPACES)
