@@ -165,8 +165,7 @@ def get_device(name: str) -> Device:
 
     Names are those of DEVICES, and of the entry points `supernet.devices` of installed packages, each a Device or a
     function that makes one; a package may add its runtime to `predictors.runtimes.RUNTIMES`, its functions those of a
-    module that the process which times can import. ValueError lists what
-    there is, ImportError says what to install.
+    module that the process which times can import. ValueError lists what there is, ImportError says what to install.
     """
     if Path(name).suffix in (".yaml", ".yml", ".json"):
         device = read_device(Path(name))

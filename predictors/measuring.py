@@ -241,7 +241,7 @@ def made(source: Source) -> Source:
         return source
     try:
         return source()
-    except (OSError, ImportError, NotImplementedError):  # no other network would do better
+    except (OSError, ImportError):  # of the disk or of what is installed, and not of this network
         raise
     except Exception as error:
         raise ExportError(f"it could not be exported: {type(error).__name__}: {error}") from error

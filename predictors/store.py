@@ -250,7 +250,7 @@ class Store:
     def _decoded(self, kinds: Mapping[str, str], rows: Sequence[tuple]) -> list[dict[str, Any]]:
         """The records in rows of columns of these kinds."""
         ids = sorted({value for row in rows for value, kind in zip(row, kinds.values()) if kind in NAMES})
-        names: dict[int, bytes | str] = {}  # by id
+        names: dict[int, bytes | str] = {}
         for start in range(0, len(ids), CHUNK):
             some = tuple(ids[start : start + CHUNK])
             names |= self._execute(f"SELECT id, value FROM name WHERE id IN ({marks(len(some))})", some)
