@@ -358,7 +358,7 @@ def read_split(folder: Path, split: str, source: str, target: str) -> Pairs:
         return [(row[0], row[1]) for row in rows]
     for path in sides:
         if not path.is_file():
-            raise ValueError(f"{folder} has neither {table.name} nor {path.name}")
+            raise ValueError(f"{folder} has no {table.name}, and no {path.name} in its place")
     lines = [read_lines(path) for path in sides]
     if len(lines[0]) != len(lines[1]):
         short, long = sorted((0, 1), key=lambda side: len(lines[side]))
@@ -379,7 +379,7 @@ def read_lines(path: Path) -> list[str]:
         try:
             decoded.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8: {error}") from error
+            raise ValueError(f"{path}, line {number}: not UTF-8: {error.reason} at byte {error.start + 1}") from error
     return decoded
 
 

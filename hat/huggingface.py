@@ -238,9 +238,9 @@ pipeline_tag: translation
 tags:
 - hardware-aware-transformers
 ---
-# {name}
+# Translation network cut out of a supernet
 
-A translation network of the HAT family (Hardware-Aware Transformers, arXiv 2005.14187), cut out of a supernet.
+A network of the HAT family (Hardware-Aware Transformers, arXiv 2005.14187).
 
 - encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}
 - decoder: width {config.decoder_embed_dim}, depth {config.decoder_layer_num}

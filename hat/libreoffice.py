@@ -58,7 +58,7 @@ def paragraphs(path: Path) -> dict[str, str]:
         page.feed(data.decode())
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8: {error}") from error
+        raise ValueError(f"{path}, line {line}: not UTF-8: {error.reason}") from error
     return page.found
 
 
