@@ -28,10 +28,12 @@ class Measurement:
     name is empty and they are 0.
     """
 
+    min: float
     p10: float
     median: float
     p90: float
-    noise: float  # relative difference in p10 between the first and the last half of the rounds, drift divided out
+    noise: float  # relative difference in min between the first and the last half of the rounds, drift divided out
+    reference_min: float
     reference_p10: float
     reference_median: float
     reference_p90: float
@@ -52,10 +54,10 @@ class Measurement:
     ) -> Measurement:
         """From the times (rounds, runs) of the network, and those (rounds, runs) of the reference, if there is one."""
         half = len(times) // 2
-        first, last = statistic_of(times[:half], "p10"), statistic_of(times[-half:], "p10")
+        first, last = statistic_of(times[:half], "min"), statistic_of(times[-half:], "min")
         if reference:
-            first /= statistic_of(reference_times[:half], "p10")
-            last /= statistic_of(reference_times[-half:], "p10")
+            first /= statistic_of(reference_times[:half], "min")
+            last /= statistic_of(reference_times[-half:], "min")
         return cls(
             **{name: statistic_of(times, name) for name in STATISTICS},
             noise=2 * abs(first - last) / (first + last),
@@ -78,7 +80,7 @@ class Failure:
 
 
 def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
-    """The p10, median or p90 of all runs of all rounds."""
+    """One of `STATISTICS` of all runs of all rounds."""
     return float(np.percentile(times, STATISTICS[statistic]))
 
 
@@ -99,8 +101,8 @@ def latencies(
 
     A machine that is busy or slowed down for a while slows the reference network alike. Each measurement is divided by
     that same statistic of the reference in its rounds, and multiplied by the reference's undisturbed one: `quiet`, or
-    that of the measurements given. Those taken without a reference stay as they are. On a busy machine the p10 repeats
-    several times better than the median does.
+    that of the measurements given. Those taken without a reference stay as they are. On a busy machine the min repeats
+    several times better than the median does, and better than the p10.
     """
     measurements = list(measurements)
     quiet = undisturbed(measurements, statistic) if quiet is None else quiet
@@ -111,12 +113,32 @@ def latencies(
     return y
 
 
-def noise_floor(measurements: Iterable[Measurement]) -> float:
-    """How well the measurements repeat, relative: the median difference between the halves of their rounds.
+def lowest_latencies(networks: Iterable[Sequence[Measurement]], quiet: Mapping[str, float] | None = None) -> np.ndarray:
+    """The latency (n,) in ms of each network: the lowest min of its measurements, drift divided out as by `latencies`.
+
+    Nothing makes a network run faster than it can, so of measurements that differ the lower one was disturbed less.
+    """
+    networks = [list(measurements) for measurements in networks]
+    every = latencies([m for measurements in networks for m in measurements], "min", quiet)
+    starts = np.cumsum([0, *map(len, networks[:-1])])
+    return np.minimum.reduceat(every, starts) if len(every) else every
+
+
+def repeats(measurements: Sequence[Measurement]) -> float:
+    """How well the measurements of one network repeat: by how much the two lowest differ, relative; the halves of the
+    rounds, where there is one."""
+    if len(measurements) == 1:
+        return measurements[0].noise
+    a, b = sorted(m.min / (m.reference_min or 1.0) for m in measurements)[:2]
+    return 2 * (b - a) / (a + b)
+
+
+def noise_floor(networks: Iterable[Sequence[Measurement]]) -> float:
+    """How well the measurements of networks repeat: the median over the networks.
 
     No predictor can be seen to be better than that. Above `TOO_NOISY` the machine is too busy to be measured.
     """
-    return float(np.median([m.noise for m in measurements]))
+    return float(np.median([repeats(measurements) for measurements in networks]))
 
 
 def measure(

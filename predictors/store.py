@@ -29,8 +29,9 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 5  # "SUPR", kept in the file's header with the version of its tables
-FIGURES = ("p10", "median", "p90", "noise", "reference_p10", "reference_median", "reference_p90")
+APPLICATION, VERSION = 0x53555052, 6  # "SUPR", kept in the file's header with the version of its tables
+RUNS = ("min", "p10", "median", "p90")  # in ms, of the runs of a network and of its reference
+FIGURES = (*RUNS, "noise", *(f"reference_{name}" for name in RUNS))
 TABLES = {
     "latency": Table(
         ("network_id", "device_id"),
@@ -99,12 +100,8 @@ class Store:
             self._pragma("journal_mode = WAL")
             self._execute("BEGIN IMMEDIATE")  # another process may be making it, too
             if self._pragma("schema_version") == 0:
-                self._execute("CREATE TABLE name (id INTEGER PRIMARY KEY, value UNIQUE NOT NULL)")
-                for name, table in TABLES.items():
-                    types = dict.fromkeys(table.key, "NAME") | table.record
-                    columns = ", ".join(f"{column} {SQL_TYPES[kind]}" for column, kind in types.items())
-                    self._execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {columns}, crc INTEGER NOT NULL)")
-                    self._execute(f"CREATE INDEX {name}_key ON {name} ({', '.join(table.key)})")
+                for statement in schema():
+                    self._execute(statement)
                 self._execute(f"PRAGMA application_id = {APPLICATION}")
                 self._execute(f"PRAGMA user_version = {VERSION}")
             self._execute("COMMIT")
@@ -113,6 +110,8 @@ class Store:
         version = self._pragma("user_version")
         if version != VERSION:
             raise ValueError(f"{self.path} is a store of version {version}; this program reads version {VERSION}")
+        if [sql for (sql,) in self._execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")] != schema():
+            raise ValueError(f"{self.path} is damaged: its tables are not those that were made")
         self._execute("PRAGMA synchronous = FULL")
 
     def add(self, table: str, key: Key, record: Mapping[str, Any]) -> None:
@@ -296,6 +295,19 @@ SQL_TYPES = {
     "NAME": "INTEGER NOT NULL",
     "SHARED JSON": "INTEGER NOT NULL",
 }
+
+
+def schema() -> list[str]:
+    """The statements that make the tables."""
+    statements = ["CREATE TABLE name (id INTEGER PRIMARY KEY, value UNIQUE NOT NULL)"]
+    for name, table in TABLES.items():
+        types = dict.fromkeys(table.key, "NAME") | table.record
+        columns = ", ".join(f"{column} {SQL_TYPES[kind]}" for column, kind in types.items())
+        statements += [
+            f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {columns}, crc INTEGER NOT NULL)",
+            f"CREATE INDEX {name}_key ON {name} ({', '.join(table.key)})",
+        ]
+    return statements
 
 
 def crc(values: Sequence[Any]) -> int:

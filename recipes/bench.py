@@ -37,9 +37,11 @@ from predictors.measuring import (
     Failure,
     Measurement,
     latencies,
+    lowest_latencies,
     measure,
     noise_floor,
     now,
+    repeats,
     undisturbed,
 )
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
@@ -72,7 +74,8 @@ TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
-DISTURBED = 0.05  # the noise of a measurement above which it is taken once more
+VISITS = 2  # measurements of a network that predictors learn from, some time apart
+DISTURBED = 0.05  # how much these may differ; else there is one more
 STEP = 5  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
@@ -387,7 +390,7 @@ def time_samples(
     floor = bench.noise_floor(X[:n][ran])
     if floor > TOO_NOISY:
         print(
-            f"{bench.device.name}: the machine is too busy: two halves of a measurement differ by {100 * floor:.1f} %,"
+            f"{bench.device.name}: the machine is too busy: measurements of a network differ by {100 * floor:.1f} %,"
             f" {100 * TOO_NOISY} % is good"
         )
     return X[:n], ms
@@ -576,17 +579,11 @@ class Bench:
         if self.exporter == "final" or self.data is None or RUNTIMES[self.device.runtime].files != ".onnx":
             return True
         spread = X[np.unique(np.argsort(ms)[np.linspace(0, len(ms) - 1, CHECKED).round().astype(int)])]
-        ran = spread[np.isfinite(self.final_latencies(spread, "checking the faster exporter"))]
-        p10s = [
-            [
-                record.p10 / record.reference_p10
-                for record in (self._records(c, kind)[0] for kind in ("search", "final"))
-            ]
-            for c in self.supernet.space.decode(ran)
-        ]
-        if not p10s:
+        shipped = self._latencies(spread, "final", "checking the faster exporter")
+        ran = np.isfinite(shipped)
+        if not ran.any():
             raise ValueError(f"{self.device.name}: no file that ships could be timed: {self.reasons()}")
-        self.exporters_ratio = float(np.median([final / search for search, final in p10s]))
+        self.exporters_ratio = float(np.median(shipped[ran] / self.latencies(spread[ran], "")))
         if abs(self.exporters_ratio - 1) > AGREE:
             print(
                 f"{self.device.name}: files that ship take {self.exporters_ratio:.3f} times as long as those of the"
@@ -600,18 +597,24 @@ class Bench:
         return self._latencies(X, "final", what, judged=True)
 
     def _latencies(self, X: np.ndarray, exporter: str, what: str, judged: bool = False) -> np.ndarray:
-        """A measurement of each row, the first or the least disturbed (`_records`), as a budget is `judged` or as
-        predictors are fitted; infinite where the network fails on the device."""
+        """What each row takes, as a budget is `judged`, by the first measurement, or as predictors are fitted, by the
+        lowest of several; infinite where the network fails on the device."""
         configs = self.supernet.space.decode(X)
-        todo = [c for c in configs if not self._records(c, exporter) and not self._failures(c, exporter)]
-        self._time(todo, exporter, what)
-        if exporter == "search":  # no measurement that is to stay the only one was disturbed, if that can be helped
-            whole = [c for c in configs if not self._failures(c, exporter)]
-            once = {c: records for c in whole if len(records := self._records(c, exporter)) == 1}
-            self._time([c for c, (m,) in once.items() if m.noise > DISTURBED], exporter, f"{what}, disturbed ones")
+
+        def visit(visits: int, what: str, disturbed: float = -math.inf) -> None:
+            known = {c: self._records(c, exporter) for c in configs if not self._failures(c, exporter)}
+            some = [c for c, r in known.items() if len(r) < visits and (not r or repeats(r) > disturbed)]
+            self._time(some, exporter, what)
+
+        visit(1, what)
+        if not judged:  # other programs slow networks down for seconds to minutes, so these are timed at several times
+            for i in range(1, VISITS):
+                visit(i + 1, f"{what}, again")
+            visit(VISITS + 1, f"{what}, disturbed ones", DISTURBED)
         records = [self._records(c, exporter) for c in configs]
+        ran = [bool(r) for r in records]
         ms = np.full(len(configs), np.inf)
-        ms[[bool(r) for r in records]] = self._undrifted([r[0] for r in records if r], judged)
+        ms[ran] = self._undrifted([r for r in records if r], judged)
         return ms
 
     def footprints(self, X: np.ndarray, exporter: str, kind: str) -> np.ndarray:
@@ -664,7 +667,7 @@ class Bench:
         if len(records) < 2:  # it ran before, and now it failed
             return {"confirmed_ms": math.inf, "confirmed_with_drift_ms": math.inf}
         return {
-            "confirmed_ms": float(self._undrifted(records[1:2], judged=True)[0]),
+            "confirmed_ms": float(self._undrifted([records[1:2]], judged=True)[0]),
             "confirmed_with_drift_ms": getattr(records[1], self.device.statistic),
         }
 
@@ -673,7 +676,7 @@ class Bench:
 
         So all latencies of a search are on one scale, and those of a second search are on the same.
         """
-        self.quiet = self._quiet([self._records(config, self.exporter)[0] for config in self.supernet.space.decode(X)])
+        self.quiet = self._quiet([self._records(config, self.exporter) for config in self.supernet.space.decode(X)])
 
     @property
     def reference_ms(self) -> float:
@@ -682,7 +685,7 @@ class Bench:
 
     def noise_floor(self, X: np.ndarray) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
-        return noise_floor(self._records(config, self.exporter)[0] for config in self.supernet.space.decode(X))
+        return noise_floor(self._records(config, self.exporter) for config in self.supernet.space.decode(X))
 
     def busy_seconds(self, X: np.ndarray) -> float:
         """For how many seconds the rows of X ran when they were timed, or were waited for in vain."""
@@ -692,17 +695,19 @@ class Bench:
         waited = sum(float(found[1]) for why in reasons if (found := re.search(r"no answer in ([\d.]+) s", why)))
         return waited + sum(m.rounds * (m.runs + self.device.warmup) * m.median / 1e3 for m in known)
 
-    def _quiet(self, measurements: Sequence[Measurement]) -> dict[str, dict[str, float]]:
-        return {name: undisturbed(measurements, name) for name in ("p10", self.device.statistic)}
+    def _quiet(self, networks: Sequence[Sequence[Measurement]]) -> dict[str, dict[str, float]]:
+        every = [m for measurements in networks for m in measurements]
+        return {name: undisturbed(every, name) for name in ("min", self.device.statistic)}
 
-    def _undrifted(self, measurements: Sequence[Measurement], judged: bool) -> np.ndarray:
-        """Latencies (n,) in ms, drift divided out: the statistic that budgets are judged by; else the p10, which
-        bursts of other programs change several times less, times what the reference's statistic is to its p10."""
-        quiet, statistic = self.quiet or self._quiet(measurements), self.device.statistic
+    def _undrifted(self, networks: Sequence[Sequence[Measurement]], judged: bool) -> np.ndarray:
+        """Latencies (n,) in ms, drift divided out: the statistic that budgets are judged by, of a network's first
+        measurement; else the lowest min, which bursts of other programs change several times less, times what the
+        reference's statistic is to its min."""
+        quiet, statistic = self.quiet or self._quiet(networks), self.device.statistic
         if judged:
-            return latencies(measurements, statistic, quiet[statistic])
-        ratios = [quiet[statistic][name] / p10 for name, p10 in quiet["p10"].items()]
-        return latencies(measurements, "p10", quiet["p10"]) * np.mean(ratios or [1.0])
+            return latencies([first for first, *_ in networks], statistic, quiet[statistic])
+        ratios = [quiet[statistic][name] / lowest for name, lowest in quiet["min"].items()]
+        return lowest_latencies(networks, quiet["min"]) * np.mean(ratios or [1.0])
 
     def other_devices(self, X: np.ndarray) -> dict[str, FrozenEstimator]:
         """By device, predictors of the others on which enough rows of X were timed before any was on this one.
@@ -716,14 +721,14 @@ class Bench:
         for device_id, names in product(self.store.values("latency", "device_id"), networks):
             records = self.store.get("latency", [(name, device_id) for name in names], before=own)
             timed = {
-                i: Measurement(**min(records[name, device_id], key=lambda record: record["noise"]))
+                i: [Measurement(**record) for record in records[name, device_id]]
                 for i, name in enumerate(names)
                 if (name, device_id) in records
             }
             if device_id != self.device_id and len(timed) >= FIRST_SAMPLES:
                 model = LatencyPredictor(terms=self.supernet.cost_terms)
-                model.fit(X[list(timed)], latencies(timed.values(), "p10"))
-                found[f"{next(iter(timed.values())).device['name']} {device_id[:8]}"] = FrozenEstimator(model)
+                model.fit(X[list(timed)], lowest_latencies(timed.values()))
+                found[f"{next(iter(timed.values()))[0].device['name']} {device_id[:8]}"] = FrozenEstimator(model)
         return found
 
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
@@ -737,10 +742,9 @@ class Bench:
         return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
-        """What was measured of a network; the files that ship as it was taken, others the least disturbed first."""
+        """What was measured of a network, as it was taken."""
         key = self._key(config, exporter)
-        records = [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
-        return sorted(records, key=lambda m: m.noise) if exporter == "search" else records
+        return [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._key(config, exporter)

@@ -10,7 +10,7 @@ from torch import nn
 
 import recipes
 from predictors.devices import DEVICES, Device, get_device
-from predictors.measuring import Measurement, latencies, measure
+from predictors.measuring import Measurement, latencies, lowest_latencies, measure, noise_floor, repeats
 from predictors.runtimes import RUNTIMES, Runtime, load_torch
 from predictors.store import Store
 
@@ -192,8 +192,8 @@ def test_every_network_gets_all_its_rounds(kind, onnx_file):
     results = dict(measure(device, {f"n{i}": one for i in range(7)}, ("reference", one), group=2))
     assert list(results) == [f"n{i}" for i in range(7)]
     for m in results.values():
-        assert (m.rounds, m.runs, m.reference) == (4, 5, "reference") and m.reference_p10 > 0
-        assert 0 < m.p10 <= m.median <= m.p90 and m.noise >= 0
+        assert (m.rounds, m.runs, m.reference) == (4, 5, "reference") and m.reference_min > 0
+        assert 0 < m.min <= m.p10 <= m.median <= m.p90 and m.noise >= 0
         assert m.device["version"] and m.device["cpu"] and m.device["cpus"] == list(device.cpus())
 
 
@@ -233,13 +233,25 @@ def test_drift_is_divided_out():
 
 
 def test_without_a_reference_times_stay_as_they_are():
-    assert latencies([made_up(1.3, reference="")], "p10") == pytest.approx([2.6])
+    assert latencies([made_up(1.3, reference="")], "min") == pytest.approx([2.6])
 
 
 def test_noise_is_the_difference_between_halves():
     assert made_up(1.0).noise == 0
     times = ((1.0,) * 8,) * 2 + ((1.5,) * 8,) * 2
     assert Measurement.of(times, "", (), "now", {}).noise == pytest.approx(0.4)
+
+
+def test_of_measurements_of_a_network_the_lowest_counts_without_its_drift():
+    networks = [[made_up(1.0, ms=2.2), made_up(1.3, ms=2.0)], [made_up(1.0, ms=3.0)], [made_up(1.0)] * 8]
+    assert np.allclose(lowest_latencies(networks), [2.0, 3.0, 2.0])
+
+
+def test_measurements_repeat_as_the_two_lowest_do():
+    assert repeats([made_up(1.0, ms=9.0), made_up(1.3), made_up(1.0, ms=3.0)]) == pytest.approx(0.4)
+    halves = Measurement.of(((1.0,) * 8,) * 2 + ((1.5,) * 8,) * 2, "", (), "now", {})
+    assert repeats([halves]) == halves.noise
+    assert noise_floor([[halves], [made_up(1.0)], [made_up(1.0), made_up(1.0, ms=2.2)]]) == pytest.approx(0.2 / 2.1)
 
 
 def test_a_measurement_survives_the_store(tmp_path):

@@ -138,6 +138,15 @@ def test_a_damaged_store_is_an_error_at_opening(tmp_path):
         Store(path)
 
 
+def test_tables_that_were_changed_are_an_error(tmp_path):
+    path = tmp_path / "store"
+    Store(path).close()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"name (id INTEGER PRIMARY KEY", b"name (id MNTEGER PRIMARY KEY"))
+    with pytest.raises(ValueError, match="store is damaged"):
+        Store(path)
+
+
 def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
     path, keys = tmp_path / "store", [(f"network{i}", "device", f"kind{i % 3}") for i in range(40)]
     with Store(path) as store:
