@@ -200,8 +200,8 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
     The machine says so by a custom resource: `ray start --resources '{"device:NAME": 1}'`. The worker holds one of it
     from its first call to the end, and of two devices on a machine one is timed at a time. Files travel with the call;
     this project is to be installed there. The cluster is that of the caller's `ray.init`, of RAY_ADDRESS, or the one
-    that runs on this machine. ValueError where no machine has the device. Else as `process_engine`, also where a
-    machine is lost.
+    that runs on this machine. ValueError where no machine has the device, ConnectionError where that machine is lost
+    and no other has it. Else as `process_engine`, also where a worker is lost.
     """
     ray = import_ray()
     token = f"device:{device.name}"
@@ -219,7 +219,7 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
         ready = host.ready.remote()
         while not ray.wait([ready], timeout=10)[0]:
             if not there():
-                raise NetworkError(f"the Ray cluster has lost {token}")
+                raise ConnectionError(f"the Ray cluster has lost {token}: no machine of it has the device any more")
         ray.get(ready)
         return host
 

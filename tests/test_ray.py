@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -149,6 +151,38 @@ def test_files_are_run_on_what_they_are_given_where_the_device_is(cluster, tmp_p
 def test_a_device_that_no_machine_has_is_told(cluster):
     with pytest.raises(ValueError, match="no machine of the Ray cluster has device:toaster .*device:board.*ray start"):
         dict(measure(dataclasses.replace(TORCH, name="toaster"), {"a": good()}, engine="ray"))
+
+
+LOSING = """
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from torch import nn
+
+from predictors.devices import Device
+from predictors.measuring import measure
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+far = cluster.add_node(num_cpus=1, resources={"device:far": 1})
+ray.init(address=cluster.address, log_to_driver=False)
+device = Device("far", "torch", warmup=1, rounds=4, runs=5, spacing=0.0)
+networks = ((str(i), (nn.Linear(2, 2).eval(), (torch.zeros(1, 2),))) for i in range(30))
+done = []
+try:
+    for key, result in measure(device, networks, engine="ray"):
+        done.append((key, type(result).__name__))
+        if len(done) == 2:
+            cluster.remove_node(far)
+except ConnectionError as error:
+    print(len(done), {kind for _, kind in done}, error)
+"""
+
+
+def test_a_machine_that_is_lost_is_told_and_no_network_is_blamed(tmp_path):
+    pytest.importorskip("ray")
+    found = subprocess.run([sys.executable, "-c", LOSING], capture_output=True, text=True, timeout=300)
+    assert "{'Measurement'} the Ray cluster has lost device:far" in found.stdout, found.stderr[-2000:]
+    assert int(found.stdout.split()[0]) < 30
 
 
 def test_specialize_times_and_evaluates_where_the_device_is(cluster, tmp_path, monkeypatch):
