@@ -54,10 +54,12 @@ def opened(supernet: Path, device: str, out: Path) -> Iterator[Bench]:
 
 def found(device: str, out: Path) -> dict[str, dict]:
     """The reports of the networks for a device by the names of their folders, smallest budget first."""
-    name = get_device(device).name
-    reports = json.loads((out / "reports.json").read_text())
-    rows = [(folder, report) for folder, report in reports.items() if report["device"]["name"] == name]
-    return dict(sorted(rows, key=lambda row: row[1]["budget_ms"]))
+    reports = json.loads((folder_of(device, out) / "reports.json").read_text())
+    return dict(sorted(reports.items(), key=lambda row: row[1]["budget_ms"]))
+
+
+def folder_of(device: str, out: Path) -> Path:
+    return out / "networks" / get_device(device).name
 
 
 def pool(supernet: Path, device: str, out: Path) -> None:
@@ -78,13 +80,13 @@ def pool_rows(bench: Bench) -> np.ndarray:
 
 def later(supernet: Path, device: str, out: Path) -> None:
     networks = found(device, out)
-    ready = (out / "reports.json").stat().st_mtime + WAIT
+    ready = (folder_of(device, out) / "reports.json").stat().st_mtime + WAIT
     if time.time() < ready:
         raise SystemExit(f"{device}: not before {time.ctime(ready)}")
     with opened(supernet, device, out) as bench:
         smallest = bench.supernet.space.smallest()
         reference = ("reference", bench.network_file(smallest, bench.calibrated(smallest), fast=True))
-        files = {folder: part_file(out / "networks" / folder, "subnet") for folder in networks}
+        files = {folder: part_file(folder_of(device, out) / folder, "subnet") for folder in networks}
         ratios = []
         for _ in range(PROCESSES):
             timed = dict(measure(bench.device, files, reference, engine="process"))
@@ -176,8 +178,10 @@ def main() -> None:
     if a.command == "specialize":
         store = str(a.out / "measurements.sqlite")
         options = dict(pareto=BUDGETS, store=store, overwrite=True)
-        reports = specialize(str(a.supernet), ",".join(a.devices), str(a.out / "networks"), **options)
-        (a.out / "reports.json").write_text(json.dumps(reports, default=float))
+        for device in a.devices:  # each may have a call of its own
+            networks = folder_of(device, a.out)
+            reports = specialize(str(a.supernet), device, str(networks), **options)
+            (networks / "reports.json").write_text(json.dumps(reports, default=float))
         return
     rows = [globals()[a.command](a.supernet, device, a.out) for device in a.devices]
     if a.command == "table":

@@ -217,18 +217,20 @@ def model_of(tokenizer: Tokenizer) -> Any:
 def model_card(name: str, model: HatForConditionalGeneration, tokenizer: bool) -> str:
     """The text of README.md."""
     config = model.config
-    load = f'AutoModelForSeq2SeqLM.from_pretrained("{name}", trust_remote_code=True)'
+    load = "AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)"
     if tokenizer:
         example = f'''from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+folder = "{name}"  # where this is
 model = {load}
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer(["A sentence."], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))'''
     else:
         example = f"""import torch
 from transformers import AutoModelForSeq2SeqLM
 
+folder = "{name}"  # where this is
 model = {load}
 source = torch.tensor([[4, 5, {EOS}]])  # token ids, of which {PAD} is padding, {EOS} the end and {UNK} an unknown word
 print(model.generate(source))"""

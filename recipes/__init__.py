@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -484,10 +485,15 @@ def read_config(space: Any, name: str) -> Any:
 
     if name in ("largest", "smallest"):
         return getattr(space, name)()
+    if not Path(name).is_file():
+        raise ValueError(f"architecture: {name!r} is neither largest nor smallest, and no file")
     try:
         values = yaml.safe_load(Path(name).read_text())
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
             values = values["config"]
+        fields = {field.name for field in dataclasses.fields(space.config_class)}
+        if isinstance(values, dict) and (lacks := fields - values.keys()):
+            raise ValueError(f"it lacks {', '.join(sorted(lacks))}")
         config = space.config_class(**values)
         space.encode([config])
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:

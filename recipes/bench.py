@@ -305,7 +305,7 @@ def samples_near(
     counted = len(ends) + (int((excess(known) == 0).sum()) if len(known) else 0)
     sizes = range(max(FIRST_SAMPLES, counted), max(MOST_SAMPLES, counted) + 1, FIRST_SAMPLES) if n is None else [n]
     taken = {tuple(row) for rows in (ends, known, evaluated.found) if rows is not None for row in rows}
-    pool = [row for row in pool[np.argsort(excess(pool), kind="stable")] if tuple(row) not in taken]
+    pool = unique([row for row in pool[np.argsort(excess(pool), kind="stable")] if tuple(row) not in taken])
     errors: dict[int, float] = {}
     for size in sizes:
         A = np.vstack([ends, known, *pool[: max(size - counted, 0)]])
@@ -363,8 +363,14 @@ class MacsAlone:
 
 
 def latency_rows(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The n rows that the latency predictor is fitted on: both ends of the space, and random ones."""
-    return np.concatenate([space.encode([space.smallest(), space.largest()]), space.sample(n - 2, rng)])
+    """The n rows that the latency predictor is fitted on: both ends of the space, and random ones; fewer where some of
+    them are the same, as in a small space."""
+    return np.array(unique([*space.encode([space.smallest(), space.largest()]), *space.sample(n - 2, rng)]))
+
+
+def unique(rows: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The rows, each once."""
+    return list({tuple(row): row for row in rows}.values())
 
 
 def time_samples(

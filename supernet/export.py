@@ -122,7 +122,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """The description in a folder that `save` wrote, checked for completeness."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
-        raise ValueError(f"{folder} does not hold a saved network: it has no {DESCRIPTION}")
+        inside = f"; {path.parent / 'supernet'} has" if (path.parent / "supernet" / DESCRIPTION).is_file() else ""
+        raise ValueError(f"{folder} does not hold a saved network: it has no {DESCRIPTION}{inside}")
     try:
         description = json.loads(path.read_text())
     except (ValueError, OSError, RecursionError) as error:

@@ -511,7 +511,8 @@ def test_generation_is_told_in_the_folder(tmp_path: Path) -> None:
 def test_card_shows_how_to_load(exports: dict[Path, hat.Transformer]) -> None:
     for folder in exports:
         card = (folder / "README.md").read_text()
-        assert f'AutoModelForSeq2SeqLM.from_pretrained("{folder.name}", trust_remote_code=True)' in card
+        assert "AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)" in card
+        assert f'folder = "{folder.name}"' in card
         assert "AutoTokenizer" in card and str(folder) not in card
 
 
