@@ -1,13 +1,13 @@
 """The latency predictor on a busy machine: fitted while other programs burn the processor, tested against quiet truth.
 
-    python benchmarks/busy.py [--device onnxruntime] [--size 64] [--out runs/busy]
+    python benchmarks/busy.py [--device onnxruntime] [--statistic min] [--size 64] [--out runs/busy]
 
 The truth of 40 random subnets is the mean of two measurements of 6 rounds each, before and after all else; how far they
 are apart is printed, and above 2 % (median) the machine was not quiet. In between 60 others are timed three times:
 quiet; while two burners, seeded, are on and off for random 0.5 to 3 s; and while both are always on. Printed are the
 noise floor of each and the mean absolute relative error in % on the 40 of a predictor that is fitted on it. Latencies
-are what a network takes at least: how far its median is above that depends on what else runs. They depend on no
-weights, so these are random. Each run starts anew.
+are of the device's --statistic, its own (median) if left out. They depend on no weights, so these are random. Each run
+starts anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from latency import FITTED, TESTED, error, make
 
 from predictors import Device, LatencyPredictor, Store, get_device
+from predictors.devices import STATISTICS
 from predictors.measuring import TOO_NOISY
 from recipes.bench import Bench
 from supernet.model import Supernet
@@ -68,12 +69,13 @@ def timed(supernet: Supernet, device: Device, X: np.ndarray, folder: Path, what:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="onnxruntime")
+    parser.add_argument("--statistic", choices=list(STATISTICS))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/busy"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    supernet = make("cnn", arguments.size)
-    device = dataclasses.replace(get_device(arguments.device), statistic="min")
+    supernet, device = make("cnn", arguments.size), get_device(arguments.device)
+    device = dataclasses.replace(device, statistic=arguments.statistic or device.statistic)
     X = supernet.space.sample(FITTED + TESTED, np.random.default_rng(0))
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder:

@@ -178,7 +178,7 @@ except ConnectionError as error:
 """
 
 
-def test_a_machine_that_is_lost_is_told_and_no_network_is_blamed(tmp_path):
+def test_a_machine_that_is_lost_is_told_and_no_network_is_blamed():
     pytest.importorskip("ray")
     found = subprocess.run([sys.executable, "-c", LOSING], capture_output=True, text=True, timeout=300)
     assert "{'Measurement'} the Ray cluster has lost device:far" in found.stdout, found.stderr[-2000:]

@@ -246,7 +246,6 @@ def test_the_parts_do_not_depend_on_the_batches():
 
 def test_no_network_is_a_sample_twice():
     space = ofa.mobilenet_v3_space(depth=(2,), kernel_size=(3,), expand_ratio=(3, 4), resolution=(16,))
-    assert len(space.sample(2, np.random.default_rng(0))) == 2
     X = bench.latency_rows(space, 5000, np.random.default_rng(0))
     assert len({tuple(row) for row in X}) == len(X) > 1000
 
