@@ -18,14 +18,16 @@ from predictors.runtimes import Source
 
 ATTEMPTS = 2  # at a network that fails
 TOO_NOISY = 0.015  # of the noise floor
+VISITS, REPEATED = 5, 0.02  # see `settled`
+TRIES, DRIFTED = 3, 1.15  # see `judged`
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """What one network took on one device, in ms, as the clock gave it: statistics over all runs of all rounds.
 
-    Those of the network named `reference` are of its runs at both ends of the same rounds; where there was none, the
-    name is empty and they are 0.
+    Those of the network named `reference` are of its runs at both ends of the same rounds, and, as `quiet`, of those of
+    a single round, the one where they were least; where there was none, the name is empty and they are 0.
     """
 
     min: float
@@ -37,6 +39,10 @@ class Measurement:
     reference_p10: float
     reference_median: float
     reference_p90: float
+    quiet_min: float
+    quiet_p10: float
+    quiet_median: float
+    quiet_p90: float
     rounds: int
     runs: int  # in a round
     reference: str
@@ -58,10 +64,12 @@ class Measurement:
         if reference:
             first /= statistic_of(reference_times[:half], "min")
             last /= statistic_of(reference_times[-half:], "min")
+        rounds = reference_times if reference else ((0.0,),)
         return cls(
             **{name: statistic_of(times, name) for name in STATISTICS},
             noise=2 * abs(first - last) / (first + last),
-            **{f"reference_{name}": statistic_of(reference_times, name) if reference else 0.0 for name in STATISTICS},
+            **{f"reference_{name}": statistic_of(rounds, name) for name in STATISTICS},
+            **{f"quiet_{name}": min(statistic_of([times], name) for times in rounds) for name in STATISTICS},
             rounds=len(times),
             runs=len(times[0]),
             reference=reference,
@@ -85,24 +93,24 @@ def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
 
 
 def undisturbed(measurements: Iterable[Measurement], statistic: str) -> dict[str, float]:
-    """What each reference network takes, in ms, when nothing else disturbs the machine: the tenth percentile of its
-    latency over all measurements given."""
+    """What each reference network takes, in ms, when nothing else disturbs the machine: the tenth percentile over all
+    measurements given of its latency in their quietest rounds. A round is over in some ms, so that even on a busy
+    machine some are quiet, where the median of all rounds never is."""
     seen: dict[str, list[float]] = {}
     for m in measurements:
         if m.reference:
-            seen.setdefault(m.reference, []).append(getattr(m, f"reference_{statistic}"))
+            seen.setdefault(m.reference, []).append(getattr(m, f"quiet_{statistic}"))
     return {reference: float(np.percentile(values, 10)) for reference, values in seen.items()}
 
 
 def latencies(
     measurements: Iterable[Measurement], statistic: str, quiet: Mapping[str, float] | None = None
 ) -> np.ndarray:
-    """The latencies (n,) in ms of n measurements, with drift divided out: what a predictor is fitted on.
+    """The latencies (n,) in ms of n measurements, with drift divided out.
 
     A machine that is busy or slowed down for a while slows the reference network alike. Each measurement is divided by
     that same statistic of the reference in its rounds, and multiplied by the reference's undisturbed one: `quiet`, or
-    that of the measurements given. Those taken without a reference stay as they are. On a busy machine the min repeats
-    several times better than the median does, and better than the p10.
+    that of the measurements given. Those taken without a reference stay as they are.
     """
     measurements = list(measurements)
     quiet = undisturbed(measurements, statistic) if quiet is None else quiet
@@ -115,13 +123,50 @@ def latencies(
 
 def lowest_latencies(networks: Iterable[Sequence[Measurement]], quiet: Mapping[str, float] | None = None) -> np.ndarray:
     """The latency (n,) in ms of each network: the lowest min of its measurements, drift divided out as by `latencies`.
+    What a predictor is fitted on.
 
-    Nothing makes a network run faster than it can, so of measurements that differ the lower one was disturbed less.
+    Nothing makes a network run faster than it can, so of measurements that differ the lower one was disturbed less. On
+    a busy machine the min repeats several times better than the median does, and better than the p10. With the median
+    of the reference as `quiet` it is in terms of that: a network's median is to the reference's as its min is.
     """
     networks = [list(measurements) for measurements in networks]
     every = latencies([m for measurements in networks for m in measurements], "min", quiet)
     starts = np.cumsum([0, *map(len, networks[:-1])])
     return np.minimum.reduceat(every, starts) if len(every) else every
+
+
+def settled(measurements: Sequence[Measurement]) -> Sequence[Measurement] | None:
+    """Those measurements of a network that tell what it takes: the first of which two differ by no more than
+    `REPEATED`, or the first `VISITS`. None where there are too few yet.
+
+    Other programs slow networks down for seconds to minutes, so a network is measured again some time later.
+    """
+    for n in range(min(2, VISITS), VISITS + 1):
+        if len(measurements) < n:
+            return None
+        if repeats(measurements[:n]) <= REPEATED:
+            break
+    return measurements[:n]
+
+
+def judged(measurements: Iterable[Measurement], statistic: str, quiet: Mapping[str, float]) -> list[Measurement]:
+    """Those measurements of a network by which a budget is judged, one after the other.
+
+    One in whose rounds the reference took more than `DRIFTED` times what it takes undisturbed (`quiet`) does not count:
+    so much is not divided out. Of `TRIES` in a row the one with the least drift counts whatever it was.
+    """
+
+    def drift(m: Measurement) -> float:
+        return getattr(m, f"reference_{statistic}") / quiet[m.reference] if m.reference else 1.0
+
+    counted: list[Measurement] = []
+    tried: list[Measurement] = []
+    for m in measurements:
+        tried.append(m)
+        if drift(m) <= DRIFTED or len(tried) == TRIES:
+            counted.append(min(tried, key=drift))
+            tried = []
+    return counted
 
 
 def repeats(measurements: Sequence[Measurement]) -> float:

@@ -29,9 +29,9 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 6  # "SUPR", kept in the file's header with the version of its tables
-RUNS = ("min", "p10", "median", "p90")  # in ms, of the runs of a network and of its reference
-FIGURES = (*RUNS, "noise", *(f"reference_{name}" for name in RUNS))
+APPLICATION, VERSION = 0x53555052, 7  # "SUPR", kept in the file's header with the version of its tables
+RUNS = ("min", "p10", "median", "p90")  # in ms, of the runs of a network and of its reference, in all and when quiet
+FIGURES = (*RUNS, "noise", *(f"{kind}_{name}" for kind in ("reference", "quiet") for name in RUNS))
 TABLES = {
     "latency": Table(
         ("network_id", "device_id"),

@@ -36,12 +36,13 @@ from predictors.measuring import (
     TOO_NOISY,
     Failure,
     Measurement,
+    judged,
     latencies,
     lowest_latencies,
     measure,
     noise_floor,
     now,
-    repeats,
+    settled,
     undisturbed,
 )
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
@@ -74,8 +75,6 @@ TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
-VISITS = 2  # measurements of a network that predictors learn from, some time apart
-DISTURBED = 0.05  # how much these may differ; else there is one more
 STEP = 5  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
@@ -534,7 +533,7 @@ class Bench:
         self.exporter = "search"  # of the files that are searched by
         self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
-        self.quiet: dict[str, dict[str, float]] | None = None
+        self.quiet: dict[str, float] | None = None  # see `fix_scale`
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         self.files.mkdir(parents=True, exist_ok=True)
 
@@ -573,7 +572,8 @@ class Bench:
     # ---- latency
 
     def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
-        """Latencies (n,) in ms of the rows of X, drift divided out, of files of the faster exporter if it `agrees`."""
+        """Latencies (n,) in ms of the rows of X, drift divided out, of files of the faster exporter if it `agrees`:
+        what predictors are fitted on. Infinite where the network fails on the device."""
         return self._latencies(X, self.exporter, what)
 
     def agrees(self, X: np.ndarray, ms: np.ndarray) -> bool:
@@ -598,30 +598,50 @@ class Bench:
             self.exporter = "final"
         return self.exporter == "search"
 
-    def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
-        """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out."""
-        return self._latencies(X, "final", what, judged=True)
-
-    def _latencies(self, X: np.ndarray, exporter: str, what: str, judged: bool = False) -> np.ndarray:
-        """What each row takes, as a budget is `judged`, by the first measurement, or as predictors are fitted, by the
-        lowest of several; infinite where the network fails on the device."""
+    def _latencies(self, X: np.ndarray, exporter: str, what: str) -> np.ndarray:
         configs = self.supernet.space.decode(X)
-
-        def visit(visits: int, what: str, disturbed: float = -math.inf) -> None:
-            known = {c: self._records(c, exporter) for c in configs if not self._failures(c, exporter)}
-            some = [c for c, r in known.items() if len(r) < visits and (not r or repeats(r) > disturbed)]
+        while some := [
+            config
+            for config in configs
+            if not self._failures(config, exporter) and settled(self._records(config, exporter)) is None
+        ]:
             self._time(some, exporter, what)
-
-        visit(1, what)
-        if not judged:  # other programs slow networks down for seconds to minutes, so these are timed at several times
-            for i in range(1, VISITS):
-                visit(i + 1, f"{what}, again")
-            visit(VISITS + 1, f"{what}, disturbed ones", DISTURBED)
-        records = [self._records(c, exporter) for c in configs]
-        ran = [bool(r) for r in records]
+            what = what.removesuffix(", again") + ", again"
+        records = [self._settled(config, exporter) for config in configs]
+        ran = [bool(measurements) for measurements in records]
+        records = list(filter(None, records))
         ms = np.full(len(configs), np.inf)
-        ms[ran] = self._undrifted([r for r in records if r], judged)
+        ms[ran] = lowest_latencies(records, self.quiet or self._quiet(records))
         return ms
+
+    def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
+        """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out: the statistic that budgets
+        are judged by, of one measurement, on a scale that was fixed. Infinite where the network fails."""
+        configs = self.supernet.space.decode(X)
+        self._judge(configs, 1, what)
+        return np.array([self._judged_ms(config, 1)[0] for config in configs])
+
+    def confirm(self, config: Any) -> dict[str, float]:
+        """A second, independent measurement of the file that ships, in ms, without drift and as the clock gave it."""
+        self._judge([config], 2, "confirming")
+        return dict(zip(("confirmed_ms", "confirmed_with_drift_ms"), self._judged_ms(config, 2)))
+
+    def _judge(self, configs: Sequence[Any], n: int, what: str) -> None:
+        """Time the files that ship until n measurements of each are `judged`."""
+        while some := [c for c in configs if not self._failures(c, "final") and len(self._judged(c)) < n]:
+            self._time(some, "final", what)
+            what = what.removesuffix(", again") + ", again"
+
+    def _judged(self, config: Any) -> list[Measurement]:
+        return judged(self._records(config, "final"), self.device.statistic, self.quiet)
+
+    def _judged_ms(self, config: Any, n: int) -> tuple[float, float]:
+        """What the n-th measurement that counts tells, in ms, without drift and as the clock gave it; infinite where
+        the network failed before it."""
+        if len(counted := self._judged(config)) < n:
+            return math.inf, math.inf
+        (ms,) = latencies([counted[n - 1]], self.device.statistic, self.quiet)
+        return float(ms), getattr(counted[n - 1], self.device.statistic)
 
     def footprints(self, X: np.ndarray, exporter: str, kind: str) -> np.ndarray:
         """What the rows of X take, (n,) in MB: `file_mb`, the size of their files; or `memory_mb`, by how much a fresh
@@ -665,33 +685,21 @@ class Bench:
         failures = self.store.records("failure", device_id=self.device_id)
         return "; ".join(sorted({reason for failure in failures for reason in failure["reasons"]}))
 
-    def confirm(self, config: Any) -> dict[str, float]:
-        """A second, independent measurement of the file that ships, in ms, without drift and as the clock gave it."""
-        if len(self._records(config, "final")) < 2 and not self._failures(config, "final"):
-            self._time([config], "final", "confirming")
-        records = self._records(config, "final")
-        if len(records) < 2:  # it ran before, and now it failed
-            return {"confirmed_ms": math.inf, "confirmed_with_drift_ms": math.inf}
-        return {
-            "confirmed_ms": float(self._undrifted([records[1:2]], judged=True)[0]),
-            "confirmed_with_drift_ms": getattr(records[1], self.device.statistic),
-        }
-
     def fix_scale(self, X: np.ndarray) -> None:
         """Take what the reference takes when nothing disturbs from the measurements of X, which were taken; for good.
 
         So all latencies of a search are on one scale, and those of a second search are on the same.
         """
-        self.quiet = self._quiet([self._records(config, self.exporter) for config in self.supernet.space.decode(X)])
+        self.quiet = self._quiet([self._settled(config, self.exporter) for config in self.supernet.space.decode(X)])
 
     @property
     def reference_ms(self) -> float:
         """What the reference network takes when nothing disturbs: the scale of all latencies, once it is fixed."""
-        return float(np.mean(list(self.quiet[self.device.statistic].values())))
+        return float(np.mean(list(self.quiet.values())))
 
     def noise_floor(self, X: np.ndarray) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
-        return noise_floor(self._records(config, self.exporter) for config in self.supernet.space.decode(X))
+        return noise_floor(self._settled(config, self.exporter) for config in self.supernet.space.decode(X))
 
     def busy_seconds(self, X: np.ndarray) -> float:
         """For how many seconds the rows of X ran when they were timed, or were waited for in vain."""
@@ -701,19 +709,8 @@ class Bench:
         waited = sum(float(found[1]) for why in reasons if (found := re.search(r"no answer in ([\d.]+) s", why)))
         return waited + sum(m.rounds * (m.runs + self.device.warmup) * m.median / 1e3 for m in known)
 
-    def _quiet(self, networks: Sequence[Sequence[Measurement]]) -> dict[str, dict[str, float]]:
-        every = [m for measurements in networks for m in measurements]
-        return {name: undisturbed(every, name) for name in ("min", self.device.statistic)}
-
-    def _undrifted(self, networks: Sequence[Sequence[Measurement]], judged: bool) -> np.ndarray:
-        """Latencies (n,) in ms, drift divided out: the statistic that budgets are judged by, of a network's first
-        measurement; else the lowest min, which bursts of other programs change several times less, times what the
-        reference's statistic is to its min."""
-        quiet, statistic = self.quiet or self._quiet(networks), self.device.statistic
-        if judged:
-            return latencies([first for first, *_ in networks], statistic, quiet[statistic])
-        ratios = [quiet[statistic][name] / lowest for name, lowest in quiet["min"].items()]
-        return lowest_latencies(networks, quiet["min"]) * np.mean(ratios or [1.0])
+    def _quiet(self, networks: Iterable[Sequence[Measurement]]) -> dict[str, float]:
+        return undisturbed((m for measurements in networks for m in measurements), self.device.statistic)
 
     def other_devices(self, X: np.ndarray) -> dict[str, FrozenEstimator]:
         """By device, predictors of the others on which enough rows of X were timed before any was on this one.
@@ -751,6 +748,11 @@ class Bench:
         """What was measured of a network, as it was taken."""
         key = self._key(config, exporter)
         return [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
+
+    def _settled(self, config: Any, exporter: str) -> Sequence[Measurement]:
+        """Those that predictors learn from: fewer where the network failed before it was `settled`."""
+        records = self._records(config, exporter)
+        return settled(records) or records
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._key(config, exporter)

@@ -10,7 +10,17 @@ from torch import nn
 
 import recipes
 from predictors.devices import DEVICES, Device, get_device
-from predictors.measuring import Measurement, latencies, lowest_latencies, measure, noise_floor, repeats
+from predictors.measuring import (
+    Measurement,
+    judged,
+    latencies,
+    lowest_latencies,
+    measure,
+    noise_floor,
+    repeats,
+    settled,
+    undisturbed,
+)
 from predictors.runtimes import RUNTIMES, Runtime, load_torch
 from predictors.store import Store
 
@@ -192,7 +202,7 @@ def test_every_network_gets_all_its_rounds(kind, onnx_file):
     results = dict(measure(device, {f"n{i}": one for i in range(7)}, ("reference", one), group=2))
     assert list(results) == [f"n{i}" for i in range(7)]
     for m in results.values():
-        assert (m.rounds, m.runs, m.reference) == (4, 5, "reference") and m.reference_min > 0
+        assert (m.rounds, m.runs, m.reference) == (4, 5, "reference") and m.reference_min >= m.quiet_min > 0
         assert 0 < m.min <= m.p10 <= m.median <= m.p90 and m.noise >= 0
         assert m.device["version"] and m.device["cpu"] and m.device["cpus"] == list(device.cpus())
 
@@ -230,6 +240,29 @@ def made_up(slow, ms=2.0, reference="r"):
 def test_drift_is_divided_out():
     measurements = [made_up(1.0), made_up(1.3), made_up(1.0, ms=3.0), *[made_up(1.0)] * 7]
     assert np.allclose(latencies(measurements, "median")[:3], [2.0, 2.0, 3.0])
+
+
+def test_what_the_reference_takes_undisturbed_is_told_by_its_quietest_rounds():
+    busy = ((1.5,) * 16,) * 7
+    measurements = [Measurement.of(((2.0,) * 8,) * 8, "r", (*busy, (ms,) * 16), "now", {}) for ms in (1.0, 1.1)]
+    assert measurements[0].reference_median == 1.5 and measurements[0].quiet_median == 1.0
+    assert undisturbed(measurements, "median") == {"r": pytest.approx(1.01)}
+
+
+def test_a_network_is_settled_once_two_of_its_measurements_agree():
+    a, b, c, d = made_up(1.0, ms=2.0), made_up(1.0, ms=2.1), made_up(1.0, ms=2.2), made_up(1.0, ms=2.01)
+    assert settled([]) is None and settled([a]) is None and settled([a, b, c]) is None
+    assert settled([a, a, b]) == [a, a]
+    assert settled([a, b, c, d, a]) == [a, b, c, d]
+    assert settled([b, c, a, made_up(1.0, ms=1.9), made_up(1.0, ms=1.8), a])[4:] == [made_up(1.0, ms=1.8)]
+
+
+def test_a_budget_is_judged_by_measurements_with_little_drift():
+    quiet, good, bad, worse = {"r": 1.0}, made_up(1.1), made_up(1.3), made_up(1.6)
+    assert judged([good, made_up(1.0)], "median", quiet) == [good, made_up(1.0)]
+    assert judged([bad, good, bad], "median", quiet) == [good]
+    assert judged([worse, bad, worse, bad, good], "median", quiet) == [bad, good]
+    assert judged([made_up(9.0, reference="")], "median", {}) == [made_up(9.0, reference="")]
 
 
 def test_without_a_reference_times_stay_as_they_are():
