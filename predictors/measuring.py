@@ -18,7 +18,7 @@ from predictors.runtimes import Source
 
 ATTEMPTS = 2  # at a network that fails
 TOO_NOISY = 0.015  # of the noise floor
-VISITS, REPEATED = 5, 0.02  # see `settled`
+VISITS = 4  # measurements of a network that a predictor learns from, some time apart
 TRIES, DRIFTED = 3, 1.15  # see `judged`
 
 
@@ -121,32 +121,19 @@ def latencies(
     return y
 
 
-def lowest_latencies(networks: Iterable[Sequence[Measurement]], quiet: Mapping[str, float] | None = None) -> np.ndarray:
-    """The latency (n,) in ms of each network: the lowest min of its measurements, drift divided out as by `latencies`.
-    What a predictor is fitted on.
+def least_latencies(networks: Iterable[Sequence[Measurement]], quiet: Mapping[str, float] | None = None) -> np.ndarray:
+    """The latency (n,) in ms of each network, from several measurements: the mean over the lower half of them of the
+    min, drift divided out as by `latencies`. What a predictor is fitted on.
 
-    Nothing makes a network run faster than it can, so of measurements that differ the lower one was disturbed less. On
-    a busy machine the min repeats several times better than the median does, and better than the p10. With the median
-    of the reference as `quiet` it is in terms of that: a network's median is to the reference's as its min is.
+    Other programs slow a network down for seconds to minutes, so that of measurements some time apart the lower ones
+    were disturbed less; but where it was the reference that was disturbed, the lowest is too low. On a busy machine the
+    min repeats several times better than the median does, and better than the p10. With the median of the reference as
+    `quiet` it is in terms of that: a network's median is to the reference's as its min is.
     """
     networks = [list(measurements) for measurements in networks]
     every = latencies([m for measurements in networks for m in measurements], "min", quiet)
-    starts = np.cumsum([0, *map(len, networks[:-1])])
-    return np.minimum.reduceat(every, starts) if len(every) else every
-
-
-def settled(measurements: Sequence[Measurement]) -> Sequence[Measurement] | None:
-    """Those measurements of a network that tell what it takes: the first of which two differ by no more than
-    `REPEATED`, or the first `VISITS`. None where there are too few yet.
-
-    Other programs slow networks down for seconds to minutes, so a network is measured again some time later.
-    """
-    for n in range(min(2, VISITS), VISITS + 1):
-        if len(measurements) < n:
-            return None
-        if repeats(measurements[:n]) <= REPEATED:
-            break
-    return measurements[:n]
+    seen = np.split(every, np.cumsum([len(measurements) for measurements in networks]))
+    return np.array([np.sort(ms)[: (len(ms) + 1) // 2].mean() for ms in seen[: len(networks)]])
 
 
 def judged(measurements: Iterable[Measurement], statistic: str, quiet: Mapping[str, float]) -> list[Measurement]:

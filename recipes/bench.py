@@ -34,15 +34,15 @@ from predictors.latency import LatencyPredictor, enough, quality
 from predictors.measuring import (
     ATTEMPTS,
     TOO_NOISY,
+    VISITS,
     Failure,
     Measurement,
     judged,
     latencies,
-    lowest_latencies,
+    least_latencies,
     measure,
     noise_floor,
     now,
-    settled,
     undisturbed,
 )
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
@@ -600,18 +600,16 @@ class Bench:
 
     def _latencies(self, X: np.ndarray, exporter: str, what: str) -> np.ndarray:
         configs = self.supernet.space.decode(X)
-        while some := [
-            config
-            for config in configs
-            if not self._failures(config, exporter) and settled(self._records(config, exporter)) is None
-        ]:
-            self._time(some, exporter, what)
-            what = what.removesuffix(", again") + ", again"
-        records = [self._settled(config, exporter) for config in configs]
+        for visit in range(VISITS):  # each in an order of its own, since neighbours share what disturbs
+            order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
+            ran = [configs[i] for i in order if not self._failures(configs[i], exporter)]
+            some = [config for config in ran if len(self._records(config, exporter)) <= visit]
+            self._time(some, exporter, f"{what}, again" if visit else what)
+        records = [self._visits(config, exporter) for config in configs]
         ran = [bool(measurements) for measurements in records]
         records = list(filter(None, records))
         ms = np.full(len(configs), np.inf)
-        ms[ran] = lowest_latencies(records, self.quiet or self._quiet(records))
+        ms[ran] = least_latencies(records, self.quiet or self._quiet(records))
         return ms
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
@@ -690,7 +688,7 @@ class Bench:
 
         So all latencies of a search are on one scale, and those of a second search are on the same.
         """
-        self.quiet = self._quiet([self._settled(config, self.exporter) for config in self.supernet.space.decode(X)])
+        self.quiet = self._quiet([self._visits(config, self.exporter) for config in self.supernet.space.decode(X)])
 
     @property
     def reference_ms(self) -> float:
@@ -699,7 +697,7 @@ class Bench:
 
     def noise_floor(self, X: np.ndarray) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
-        return noise_floor(self._settled(config, self.exporter) for config in self.supernet.space.decode(X))
+        return noise_floor(self._visits(config, self.exporter) for config in self.supernet.space.decode(X))
 
     def busy_seconds(self, X: np.ndarray) -> float:
         """For how many seconds the rows of X ran when they were timed, or were waited for in vain."""
@@ -724,13 +722,13 @@ class Bench:
         for device_id, names in product(self.store.values("latency", "device_id"), networks):
             records = self.store.get("latency", [(name, device_id) for name in names], before=own)
             timed = {
-                i: [Measurement(**record) for record in records[name, device_id]]
+                i: [Measurement(**record) for record in records[name, device_id][:VISITS]]
                 for i, name in enumerate(names)
                 if (name, device_id) in records
             }
             if device_id != self.device_id and len(timed) >= FIRST_SAMPLES:
                 model = LatencyPredictor(terms=self.supernet.cost_terms)
-                model.fit(X[list(timed)], lowest_latencies(timed.values()))
+                model.fit(X[list(timed)], least_latencies(timed.values()))
                 found[f"{next(iter(timed.values()))[0].device['name']} {device_id[:8]}"] = FrozenEstimator(model)
         return found
 
@@ -749,10 +747,9 @@ class Bench:
         key = self._key(config, exporter)
         return [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
 
-    def _settled(self, config: Any, exporter: str) -> Sequence[Measurement]:
-        """Those that predictors learn from: fewer where the network failed before it was `settled`."""
-        records = self._records(config, exporter)
-        return settled(records) or records
+    def _visits(self, config: Any, exporter: str) -> Sequence[Measurement]:
+        """Those that predictors learn from: later ones change nothing that is known."""
+        return self._records(config, exporter)[:VISITS]
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._key(config, exporter)
