@@ -14,20 +14,19 @@ in 5 fresh processes and divides by what the reference network takes now and too
 the latency then and later over the budget, and the difference to the pool's member that keeps within the budget and is
 best on one half of the report part, on the other half, with its paired standard error; at the end, how many budgets
 are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard error. `singly` finds a
-network for each of the budgets in a call of its own, which knows latencies and no accuracy of the others, and prints
-the hypervolume of both fronts: the area that lies below the figure of the report part and above the worst one of both,
-at latencies up to the largest, on a log scale.
+network for each of the budgets in a call of its own, whose search learns nothing from the others' (the store only keeps
+what it asks for from being measured again), and prints the hypervolume of both fronts: the area that lies below the
+figure of the report part and above the worst one of both, at latencies up to the largest, on a log scale.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +133,8 @@ def singly(supernet: Path, device: str, out: Path) -> None:
     for folder, report in networks.items():
         place = out / "singly" / folder
         if not (place / "report.json").is_file():
-            store = out / "singly.sqlite"
-            with closing(sqlite3.connect(out / "measurements.sqlite")) as known, closing(sqlite3.connect(store)) as own:
-                known.backup(own)
-                for name in ("accuracy", "items"):
-                    own.execute(f"DELETE FROM {name}")
-                own.commit()
-            specialize(str(supernet), device, str(place), report["budget_ms"], store=str(store))
+            store = str(out / "measurements.sqlite")
+            specialize(str(supernet), device, str(place), report["budget_ms"], store=store)
         alone[folder] = json.loads((place / "report.json").read_text())
     figure = next(iter(networks.values()))["figure"]
     sign = 1 if figure == "accuracy" else -1

@@ -27,9 +27,10 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     Rows are to be in the order in which they were measured: a fold is then a stretch of time, and what drifted is held
     out together. Of at most 20 rows each is a fold.
 
-    `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. Where that lowers the
-    cross-validated error (`transfers_` says so), what they predict is a term too, without penalty: some ten
-    measurements then do for a new device.
+    `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. Of a second such model
+    what they predict are terms too, without penalty. Where that lowers the cross-validated error (`transfers_` says
+    so), the prediction is the mean of both models', which err differently, weighted by one over their cross-validated
+    squared errors (Bates and Granger 1969): some ten measurements then do for a new device.
 
     Latencies that are not positive raise ValueError.
     """
@@ -53,20 +54,34 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         if y.min() <= 0:
             raise ValueError(f"a latency is positive, not {y.min():g}")
         folds = KFold(len(y) if len(y) <= FEW else self.folds)
-        self.cv_error_ = math.inf
-        for transfers in (False, True)[: 1 + bool(self.sources)]:
-            terms, free = self._terms(X, transfers)
-            for alpha in self.alphas:
-                errors = np.empty(len(y))
-                for train, test in folds.split(terms):
-                    intercept, coef = fit_relative_huber(terms[train], y[train], alpha, free)
-                    errors[test] = np.abs((intercept + terms[test] @ coef) / y[test] - 1)
-                if errors.mean() < self.cv_error_:
-                    self.transfers_, self.alpha_ = transfers, alpha
-                    self.cv_errors_, self.cv_error_ = errors, float(errors.mean())
-        terms, free = self._terms(X, self.transfers_)
-        self.intercept_, self.coef_ = fit_relative_huber(terms, y, self.alpha_, free)
+        held_out, self.intercept_, self.coef_ = self._best(*self._terms(X, False), y, folds)
+        self.cv_errors_, self.transfers_ = np.abs(held_out / y - 1), False
+        if self.sources:
+            others, intercept, coef = self._best(*self._terms(X, True), y, folds)
+            squared = [float(np.mean((predicted / y - 1) ** 2)) for predicted in (held_out, others)]
+            share = squared[0] / sum(squared) if sum(squared) else 0.0  # of the second one
+            errors = np.abs(((1 - share) * held_out + share * others) / y - 1)
+            if errors.mean() < self.cv_errors_.mean():
+                self.cv_errors_, self.transfers_ = errors, True
+                self.intercept_ = (1 - share) * self.intercept_ + share * intercept
+                self.coef_ = (1 - share) * np.pad(self.coef_, (0, len(coef) - len(self.coef_))) + share * coef
+        self.cv_error_ = float(self.cv_errors_.mean())
         return self
+
+    def _best(
+        self, terms: np.ndarray, free: np.ndarray, y: np.ndarray, folds: KFold
+    ) -> tuple[np.ndarray, float, np.ndarray]:
+        """With the best penalty: what is predicted of each row (n,) from the other folds, the intercept, and the
+        coefficients (terms,)."""
+        best, least = (np.empty(0), 0.0), math.inf
+        for alpha in self.alphas:
+            predicted = np.empty(len(y))
+            for train, test in folds.split(terms):
+                intercept, coef = fit_relative_huber(terms[train], y[train], alpha, free)
+                predicted[test] = intercept + terms[test] @ coef
+            if (error := np.abs(predicted / y - 1).mean()) < least:
+                best, least = (predicted, alpha), error
+        return best[0], *fit_relative_huber(terms, y, best[1], free)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
