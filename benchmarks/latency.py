@@ -5,12 +5,12 @@
 Of each device 60 uniformly random subnets are timed to fit the predictor and 40 others, later, to test it. Printed are
 the mean absolute relative errors in % on the 40: of the predictor, of a straight line on MACs and of a constant; the
 noise floor of the measurements; how many of the 40 the predictor's 90 % intervals hold, as the mean over 10 random
-splits of the 100; and where `--samples auto` would have stopped, with its error. Each device but the first also has the
-error of a predictor that is fitted on 10 of its measurements with the first one's predictor as its source, and without
-it, as the mean over 20 draws.
+splits of the 100; and where `supernet measure --samples auto` stops, which times random subnets of its own, with its
+predictor's error. Each device but the first also has the error of a predictor that is fitted on 10 of its measurements
+with the first one's predictor as its source, and without it, as the mean over 20 draws.
 
 Weights are random: latency does not depend on them. cnn is MobileNetV3, width 0.5, at --size pixels (64) and smaller;
-translation is that of recipes/hat/libreoffice_en_de.yaml. Measurements are in OUT/NAME.sqlite: a run that was
+translation is that of recipes/hat/libreoffice_en_de.yaml. Measurements are in OUT/*.sqlite: a run that was
 interrupted goes on.
 """
 
@@ -28,9 +28,7 @@ from sklearn.frozen import FrozenEstimator
 import hat
 import ofa
 from predictors import LatencyPredictor, Store, get_device, quality
-from predictors.latency import enough
-from recipes import FIRST_SAMPLES
-from recipes.bench import STEP, Bench, MacsAlone
+from recipes.bench import Bench, MacsAlone, time_samples
 from recipes.cli import recipe_path
 from supernet.model import Supernet
 
@@ -74,8 +72,9 @@ def main() -> None:
             bench.latencies(X[tested], f"{name}, to test")
             ms = bench.latencies(X, name)  # all on one scale
             floor = bench.noise_floor(X)
-            sizes = range(FIRST_SAMPLES, FITTED + 1, STEP)
-            stops = stop(terms, X, ms, {n: bench.noise_floor(X[:n]) for n in sizes})
+        with Store(arguments.out / f"{arguments.family}-{name}-auto.sqlite") as store:
+            bench = Bench(supernet, None, device, store, arguments.out / "files", {})
+            known, known_ms = time_samples(bench, None, np.random.default_rng(1))
         models = {
             "predictor": LatencyPredictor(terms=terms),
             "MACs": LatencyPredictor(terms=MacsAlone(terms)),
@@ -84,13 +83,13 @@ def main() -> None:
         errors = {
             what: error(model.fit(X[fitted], ms[fitted]), X[tested], ms[tested]) for what, model in models.items()
         }
-        auto = error(LatencyPredictor(terms=terms).fit(X[:stops], ms[:stops]), X[tested], ms[tested])
+        auto = error(LatencyPredictor(terms=terms).fit(known, known_ms), X[tested], ms[tested])
         print(f"{arguments.family}, {name}, batch {arguments.batch}: {ms.min():.3f} to {ms.max():.3f} ms")
         print(
             "  " + ", ".join(f"{what} {value:.2f} %" for what, value in errors.items()) + f", floor {100 * floor:.2f} %"
         )
         print(
-            f"  90 % intervals hold {100 * coverage(terms, X, ms):.0f} %; auto stops at {stops}, {auto:.2f} %",
+            f"  90 % intervals hold {100 * coverage(terms, X, ms):.0f} %; auto stops at {len(known)}, {auto:.2f} %",
             flush=True,
         )
         if source is not None:
@@ -100,16 +99,6 @@ def main() -> None:
             )
         if source is None:
             source = models["predictor"]
-
-
-def stop(terms: object, X: np.ndarray, ms: np.ndarray, floors: dict[int, float]) -> int:
-    """How many of the rows `--samples auto` times, given the noise floors of as many."""
-    errors = {}
-    for n, floor in floors.items():
-        errors[n] = LatencyPredictor(terms=terms).fit(X[:n], ms[:n]).cv_error_
-        if enough(errors, floor):
-            return n
-    return max(floors)
 
 
 def coverage(terms: object, X: np.ndarray, ms: np.ndarray) -> float:

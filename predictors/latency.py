@@ -24,13 +24,13 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     `terms` is a frozen, picklable function of X; without it, X itself is the terms. The model minimises Huber's loss of
     the *relative* error, which the slow spells of a busy machine do not drag along, plus a ridge penalty, since terms
     are collinear: its strength is the one of `alphas` with the least cross-validated mean absolute relative error.
-    Rows are to be in the order in which they were measured: a fold is then a stretch of time, and what drifted is held
-    out together. Of at most 20 rows each is a fold.
+    Rows are to be in the order in which they were first measured: what drifted is then held out together, since a fold
+    is a stretch of them. Of at most 20 rows each is a fold.
 
-    `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. Of a second such model
-    what they predict are terms too, without penalty. Where that lowers the cross-validated error (`transfers_` says
-    so), the prediction is the mean of both models', which err differently, weighted by one over their cross-validated
-    squared errors (Bates and Granger 1969): some ten measurements then do for a new device.
+    `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. A second model has
+    their predictions as terms too, without penalty. Where that lowers the cross-validated error (`transfers_` says so),
+    what is predicted is the mean of the two models' predictions, each weighted by one over its squared error (Bates and
+    Granger 1969), here the median cross-validated one: some ten measurements then do for a new device.
 
     Latencies that are not positive raise ValueError.
     """
@@ -58,7 +58,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         self.cv_errors_, self.transfers_ = np.abs(held_out / y - 1), False
         if self.sources:
             others, intercept, coef = self._best(*self._terms(X, True), y, folds)
-            squared = [float(np.mean((predicted / y - 1) ** 2)) for predicted in (held_out, others)]
+            squared = [float(np.median((predicted / y - 1) ** 2)) for predicted in (held_out, others)]
             share = squared[0] / sum(squared) if sum(squared) else 0.0  # of the second one
             errors = np.abs(((1 - share) * held_out + share * others) / y - 1)
             if errors.mean() < self.cv_errors_.mean():

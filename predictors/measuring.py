@@ -18,7 +18,7 @@ from predictors.runtimes import Source
 
 ATTEMPTS = 2  # at a network that fails
 TOO_NOISY = 0.015  # of the noise floor
-VISITS = 4  # measurements of a network that a predictor learns from, some time apart
+VISITS = 4  # measurements of a network that a predictor learns from
 TRIES, DRIFTED = 3, 1.15  # see `judged`
 
 
@@ -26,8 +26,8 @@ TRIES, DRIFTED = 3, 1.15  # see `judged`
 class Measurement:
     """What one network took on one device, in ms, as the clock gave it: statistics over all runs of all rounds.
 
-    Those of the network named `reference` are of its runs at both ends of the same rounds, and, as `quiet`, of those of
-    a single round, the one where they were least; where there was none, the name is empty and they are 0.
+    Those of the network named `reference` are of its runs at both ends of the same rounds; each as `quiet` of its runs
+    in a single round, the one where it was least. Where there was no such network, the name is empty and they are 0.
     """
 
     min: float
@@ -94,8 +94,8 @@ def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
 
 def undisturbed(measurements: Iterable[Measurement], statistic: str) -> dict[str, float]:
     """What each reference network takes, in ms, when nothing else disturbs the machine: the tenth percentile over all
-    measurements given of its latency in their quietest rounds. A round is over in some ms, so that even on a busy
-    machine some are quiet, where the median of all rounds never is."""
+    measurements given of its latency in their quietest rounds. Its runs at the ends of a round take some ms, so that
+    even on a busy machine some are quiet, where the median of all never is."""
     seen: dict[str, list[float]] = {}
     for m in measurements:
         if m.reference:
@@ -157,19 +157,17 @@ def judged(measurements: Iterable[Measurement], statistic: str, quiet: Mapping[s
 
 
 def repeats(measurements: Sequence[Measurement]) -> float:
-    """How well the measurements of one network repeat: by how much the two lowest differ, relative; the halves of the
-    rounds, where there is one."""
+    """How well the measurements of one network repeat: by how much what every other one tells (`least_latencies`) and
+    what those in between tell differ, relative; the halves of the rounds, where there is one measurement."""
     if len(measurements) == 1:
         return measurements[0].noise
-    a, b = sorted(m.min / (m.reference_min or 1.0) for m in measurements)[:2]
-    return 2 * (b - a) / (a + b)
+    a, b = least_latencies([measurements[::2], measurements[1::2]])
+    return float(2 * abs(a - b) / (a + b))
 
 
 def noise_floor(networks: Iterable[Sequence[Measurement]]) -> float:
-    """How well the measurements of networks repeat: the median over the networks.
-
-    No predictor can be seen to be better than that. Above `TOO_NOISY` the machine is too busy to be measured.
-    """
+    """How well the measurements of networks repeat: the median over the networks. Above `TOO_NOISY` the machine is too
+    busy to be measured."""
     return float(np.median([repeats(measurements) for measurements in networks]))
 
 

@@ -584,12 +584,15 @@ class Bench:
         """
         if self.exporter == "final" or self.data is None or RUNTIMES[self.device.runtime].files != ".onnx":
             return True
+        if self.exporters_ratio is not None:  # it was asked before
+            return True
         spread = X[np.unique(np.argsort(ms)[np.linspace(0, len(ms) - 1, CHECKED).round().astype(int)])]
-        shipped = self._latencies(spread, "final", "checking the faster exporter")
+        quiet = self.quiet or self._quiet([self._visits(c, "search") for c in self.supernet.space.decode(X)])
+        shipped = self._latencies(spread, "final", "checking the faster exporter", quiet)
         ran = np.isfinite(shipped)
         if not ran.any():
             raise ValueError(f"{self.device.name}: no file that ships could be timed: {self.reasons()}")
-        self.exporters_ratio = float(np.median(shipped[ran] / self.latencies(spread[ran], "")))
+        self.exporters_ratio = float(np.median(shipped[ran] / self._latencies(spread[ran], "search", "", quiet)))
         if abs(self.exporters_ratio - 1) > AGREE:
             print(
                 f"{self.device.name}: files that ship take {self.exporters_ratio:.3f} times as long as those of the"
@@ -598,7 +601,11 @@ class Bench:
             self.exporter = "final"
         return self.exporter == "search"
 
-    def _latencies(self, X: np.ndarray, exporter: str, what: str) -> np.ndarray:
+    def _latencies(
+        self, X: np.ndarray, exporter: str, what: str, quiet: Mapping[str, float] | None = None
+    ) -> np.ndarray:
+        """What `latencies` are, of either exporter, and on the scale of what the reference takes undisturbed, if that
+        is given."""
         configs = self.supernet.space.decode(X)
         for visit in range(VISITS):  # each in an order of its own, since neighbours share what disturbs
             order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
@@ -609,12 +616,12 @@ class Bench:
         ran = [bool(measurements) for measurements in records]
         records = list(filter(None, records))
         ms = np.full(len(configs), np.inf)
-        ms[ran] = least_latencies(records, self.quiet or self._quiet(records))
+        ms[ran] = least_latencies(records, quiet or self.quiet or self._quiet(records))
         return ms
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out: the statistic that budgets
-        are judged by, of one measurement, on a scale that was fixed. Infinite where the network fails."""
+        are judged by, of the first measurement that counts, on a scale that was fixed. Infinite where it fails."""
         configs = self.supernet.space.decode(X)
         self._judge(configs, 1, what)
         return np.array([self._judged_ms(config, 1)[0] for config in configs])
@@ -693,7 +700,12 @@ class Bench:
     @property
     def reference_ms(self) -> float:
         """What the reference network takes when nothing disturbs: the scale of all latencies, once it is fixed."""
-        return float(np.mean(list(self.quiet.values())))
+        return self.quiet[self._reference]
+
+    @cached_property
+    def _reference(self) -> str:
+        """The id of the network that is timed beside all others: the smallest."""
+        return self._key(self.supernet.space.smallest(), "search")[0]
 
     def noise_floor(self, X: np.ndarray) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
@@ -702,7 +714,7 @@ class Bench:
     def busy_seconds(self, X: np.ndarray) -> float:
         """For how many seconds the rows of X ran when they were timed, or were waited for in vain."""
         configs = self.supernet.space.decode(X)
-        known = [m for config in configs for m in self._records(config, self.exporter)]
+        known = [m for config in configs for m in self._visits(config, self.exporter)]
         reasons = [why for c in configs for failed in self._failures(c, self.exporter) for why in failed["reasons"]]
         waited = sum(float(found[1]) for why in reasons if (found := re.search(r"no answer in ([\d.]+) s", why)))
         return waited + sum(m.rounds * (m.runs + self.device.warmup) * m.median / 1e3 for m in known)
@@ -743,9 +755,10 @@ class Bench:
         return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:
-        """What was measured of a network, as it was taken."""
+        """What was measured of a network beside the reference, as it was taken."""
         key = self._key(config, exporter)
-        return [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
+        records = [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
+        return [m for m in records if m.reference == self._reference]
 
     def _visits(self, config: Any, exporter: str) -> Sequence[Measurement]:
         """Those that predictors learn from: later ones change nothing that is known."""
@@ -760,8 +773,7 @@ class Bench:
             return
         keys = {self._key(config, exporter)[0]: config for config in configs}
         sources = ((key, self._source(config, exporter)) for key, config in keys.items())
-        smallest = self.supernet.space.smallest()
-        reference = (self._key(smallest, "search")[0], self._source(smallest, "search"))
+        reference = (self._reference, self._source(self.supernet.space.smallest(), "search"))
         try:
             with self._spending("timing"):
                 for key, result in progress(

@@ -273,8 +273,8 @@ def test_of_measurements_of_a_network_the_lower_half_counts_without_its_drift():
     assert len(least_latencies([])) == 0
 
 
-def test_measurements_repeat_as_the_two_lowest_do():
-    assert repeats([made_up(1.0, ms=9.0), made_up(1.3), made_up(1.0, ms=3.0)]) == pytest.approx(0.4)
+def test_measurements_repeat_as_every_other_one_and_those_in_between_do():
+    assert repeats([made_up(1.0, ms=3.0), made_up(1.3), made_up(1.0, ms=9.0), made_up(1.0)]) == pytest.approx(0.4)
     halves = Measurement.of(((1.0,) * 8,) * 2 + ((1.5,) * 8,) * 2, "", (), "now", {})
     assert repeats([halves]) == halves.noise
     assert noise_floor([[halves], [made_up(1.0)], [made_up(1.0), made_up(1.0, ms=2.2)]]) == pytest.approx(0.2 / 2.1)

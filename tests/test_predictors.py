@@ -103,6 +103,15 @@ def test_ten_rows_do_for_a_new_device_that_resembles_another():
     assert models[1].transfers_ and transferred < 1 and transferred < alone / 2
 
 
+def test_a_slow_spell_does_not_spoil_what_another_device_tells():
+    known = FrozenEstimator(LatencyPredictor(terms=SUPERNET.cost_terms).fit(X[:60], latency(X[:60])))
+    y = other_device(X) * np.random.default_rng(0).lognormal(0, 0.01, len(X))
+    y[63] *= 1.6
+    models = [LatencyPredictor(terms=SUPERNET.cost_terms, sources=sources) for sources in ([], [known])]
+    alone, transferred = (quality(y[70:], m.fit(X[60:70], y[60:70]).predict(X[70:]))["mape"] for m in models)
+    assert models[1].transfers_ and transferred < alone / 2
+
+
 def test_a_source_that_tells_nothing_does_no_harm():
     y = noisy(X)[np.random.default_rng(0).permutation(len(X))]
     useless = FrozenEstimator(LatencyPredictor(terms=SUPERNET.cost_terms).fit(X, y))

@@ -191,6 +191,32 @@ def test_samples_are_timed_several_times(folder, tmp_path, work, monkeypatch):
         assert np.array_equal(known.latencies(X, ""), before)  # a later measurement changes nothing
 
 
+def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "VISITS", 3)
+    orders, timing = [], bench.Bench._time
+
+    def spying(self, configs, exporter, what):
+        orders.append(configs)
+        timing(self, configs, exporter, what)
+
+    monkeypatch.setattr(bench.Bench, "_time", spying)
+    with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
+        opened.latencies(bench.latency_rows(opened.supernet.space, 6, np.random.default_rng(0)), "")
+    assert len(orders) == 3 and all(a != b and set(a) == set(b) for a, b in zip(orders, orders[1:]))
+
+
+def test_what_was_timed_beside_another_reference_does_not_count(folder, tmp_path, work):
+    with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
+        X = bench.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
+        before, config = opened.latencies(X, ""), opened.supernet.space.decode(X)[2]
+        record = dataclasses.asdict(opened._records(config, "search")[0])
+        (other,) = opened.supernet.space.sample(1, np.random.default_rng(1))
+        key = opened._key(opened.supernet.space.decode(other[None])[0], "search")
+        opened.store.add("latency", key, record | {"reference": "another"})
+        assert np.isfinite(opened.latencies(other[None], "")).all() and work["timed"] == 4
+        assert np.array_equal(opened.latencies(X, ""), before)
+
+
 def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(measuring, "TRIES", 3)
     timing, slow = bench.measure, 5 * [1.0] + [9.0, 7.0, 1.0, 1.0]
@@ -199,7 +225,8 @@ def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(fold
         for key, m in timing(*arguments, **options):
             factor = slow[min(work["timed"], len(slow)) - 1]
             times = {f"reference_{name}": 0.1 * factor for name in STATISTICS}
-            yield key, dataclasses.replace(m, median=0.4 * factor, **times, quiet_median=0.1, quiet_min=0.1)
+            median = 0.4 * factor if factor == 1 else 0.5 * factor
+            yield key, dataclasses.replace(m, median=median, **times, quiet_median=0.1, quiet_min=0.1)
 
     monkeypatch.setattr(bench, "measure", drifting)
     store = str(tmp_path / "store.sqlite")
