@@ -47,7 +47,7 @@ from predictors.measuring import (
 )
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches, part_file
 from predictors.store import Store, digest, network_id
-from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES
+from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES, MOST_TIMED
 from recipes.report import draw_front, write_page
 from supernet.export import (
     NETWORK_FILES,
@@ -376,7 +376,7 @@ def time_samples(
     bench: Bench,
     samples: int | None,
     rng: np.random.Generator,
-    most: int = MOST_SAMPLES,
+    most: int = MOST_TIMED,
     most_seconds: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows X that a latency predictor is fitted on, and their latencies in ms; infinite where a network fails.
@@ -384,7 +384,7 @@ def time_samples(
     As many as `samples`; or, where that is None, until more would tell little (`predictors.latency.enough`), at most
     `most`, and no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
     """
-    pool = latency_rows(bench.supernet.space, max(most, MOST_SAMPLES, samples or 0), rng)
+    pool = latency_rows(bench.supernet.space, max(most, MOST_SAMPLES, samples or 0), rng)  # the same for any `most`
     if bench.sources is None:
         bench.sources = bench.other_devices(pool)
     X = pool[: most if samples is None else samples]
