@@ -147,7 +147,7 @@ def enough(errors: Mapping[int, float], floor: float) -> bool:
     """Whether more measurements would tell a latency predictor little more.
 
     `errors` has its cross-validated relative error by the number of rows it was fitted on. The last one is within 1.2
-    times the noise `floor` of the measurements, or it fell by less than a tenth while the rows grew by half.
+    times the noise of the measurements, the `floor`, or it fell by less than a tenth while the rows grew by half.
     """
     rows = max(errors)
     earlier = max((n for n in errors if 1.5 * n <= rows), default=None)

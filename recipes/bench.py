@@ -75,7 +75,7 @@ TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
-STEP = 5  # networks timed between asking whether they are enough
+STEP = 10  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -417,7 +417,8 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
         if samples is None and n >= first:
             model = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
             errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
-            if (model.transfers_ or n >= FIRST_SAMPLES) and enough(errors, bench.noise_floor(X[:n][ran])):
+            noise = bench.noise_floor(X[:n][ran]) / 2  # the mean of two halves errs half as much as they differ
+            if (model.transfers_ or n >= FIRST_SAMPLES) and enough(errors, noise):
                 break
     return n, ms
 

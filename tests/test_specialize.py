@@ -161,8 +161,8 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
     monkeypatch.setattr(bench, "enough", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
     store = str(tmp_path / "store.sqlite")
     report = measure(str(folder), "onnxruntime", store=store)
-    assert asked == [20, 25] and report["n"] == 25 and report["failed"] == 0
-    assert work["timed"] == 25 + bench.CHECKED
+    assert asked == [20, 30] and report["n"] == 30 and report["failed"] == 0
+    assert work["timed"] == 30 + bench.CHECKED
     assert 0 < report["cv_error"] < report["constant_error"] and report["smallest_ms"] < report["largest_ms"]
     timed, original = [], bench.Bench._time
 
@@ -171,9 +171,9 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
         original(self, configs, exporter, what)
 
     monkeypatch.setattr(bench.Bench, "_time", timing)
-    measure(str(folder), "onnxruntime", samples=25, store=store)
+    measure(str(folder), "onnxruntime", samples=30, store=store)
     assert timed == []
-    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), store=store, **FEW | {"latency_samples": 25})
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), store=store, **FEW | {"latency_samples": 30})
     assert set(timed) == {"final"}
 
 
@@ -262,8 +262,8 @@ def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
     assert measure(str(folder), "onnxruntime", max_samples=23, store=str(tmp_path / "a.sqlite"))["n"] == 23
     for _ in range(2):  # once more, it knows how long the networks ran
         report = measure(str(folder), "onnxruntime", max_seconds=1e-6, store=str(tmp_path / "b.sqlite"))
-        assert report["n"] == 5
-    assert work["timed"] == 23 + 5 + 2 * bench.CHECKED
+        assert report["n"] == 10
+    assert work["timed"] == 23 + 10 + 2 * bench.CHECKED
 
 
 def test_measuring_what_makes_no_sense_is_refused(folder):
