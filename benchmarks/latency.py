@@ -70,10 +70,12 @@ def main() -> None:
             bench = Bench(supernet, None, device, store, arguments.out / "files", {})
             bench.latencies(X[fitted], f"{name}, to fit")
             bench.latencies(X[tested], f"{name}, to test")
-            ms = bench.latencies(X, name)  # all on one scale
+            bench.fix_scale(X)
+            ms, quiet = bench.latencies(X, name), bench.quiet
             floor = bench.noise_floor(X)
         with Store(arguments.out / f"{arguments.family}-{name}-auto.sqlite") as store:
             bench = Bench(supernet, None, device, store, arguments.out / "files", {})
+            bench.quiet = quiet  # all are on one scale
             known, known_ms = time_samples(bench, None, np.random.default_rng(1))
         models = {
             "predictor": LatencyPredictor(terms=terms),

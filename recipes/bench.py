@@ -610,8 +610,8 @@ class Bench:
         configs = self.supernet.space.decode(X)
         for visit in range(VISITS):  # each in an order of its own, since neighbours share what disturbs
             order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
-            ran = [configs[i] for i in order if not self._failures(configs[i], exporter)]
-            some = [config for config in ran if len(self._records(config, exporter)) <= visit]
+            some = [configs[i] for i in order if len(self._records(configs[i], exporter)) <= visit]
+            some = [config for config in some if not self._failures(config, exporter)]
             self._time(some, exporter, f"{what}, again" if visit else what)
         records = [self._visits(config, exporter) for config in configs]
         ran = [bool(measurements) for measurements in records]
