@@ -95,6 +95,8 @@ def later(supernet: Path, device: str, out: Path) -> None:
         for folder, ratio in zip(files, np.median(ratios, axis=0))
     }
     (out / f"later-{bench.device.name}.json").write_text(json.dumps(took, indent=1))
+    for folder, report in networks.items():
+        print(f"{device} | {report['budget_ms']:g} ms | later {took[folder] / report['budget_ms']:.3f} of it")
 
 
 def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, float]]:

@@ -126,9 +126,9 @@ def least_latencies(networks: Iterable[Sequence[Measurement]], quiet: Mapping[st
     min, drift divided out as by `latencies`. What a predictor is fitted on.
 
     Other programs slow a network down for seconds to minutes, so that of measurements some time apart the lower ones
-    were disturbed less; but where it was the reference that was disturbed, the lowest is too low. On a busy machine the
-    min repeats several times better than the median does, and better than the p10. With the median of the reference as
-    `quiet` it is in terms of that: a network's median is to the reference's as its min is.
+    were disturbed less; but where it was the reference that was disturbed, the lowest is too low. A burst
+    changes the min less than the median. With the median of the reference as `quiet` it is in terms of that: a
+    network's median is to the reference's as its min is.
     """
     networks = [list(measurements) for measurements in networks]
     every = latencies([m for measurements in networks for m in measurements], "min", quiet)

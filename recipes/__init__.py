@@ -14,7 +14,7 @@ __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "
 FORMATS = ("onnx", "timm", "huggingface")
 # Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
-MOST_TIMED = 60  # at most, of those that are timed: more make a latency predictor hardly better
+MOST_TIMED = 60  # at most, of those that are timed
 FEW_SAMPLES = 10  # timed before that is asked where the store has another device's latencies
 FAILURES = (ValueError, RuntimeError, OSError)  # at one of several devices or budgets; the others are still tried
 
@@ -56,7 +56,7 @@ def specialize(
             by commas.
         pareto: this many budgets, evenly spread over the latencies that the supernet has, on a log scale.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
-        latency_samples: networks timed to fit the latency predictor; auto, until more would tell it little, at most 60.
+        latency_samples: networks timed to fit the latency predictor; auto, as many as `measure` does.
         accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor; auto,
             until more would tell it little.
         finalists: networks that each search proposes, and that are exported and timed before one is chosen.
