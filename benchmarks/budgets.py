@@ -12,8 +12,9 @@ fastest network's latency to the slowest's. `pool` times 400 random networks, wh
 evaluates them on the report part of the held-out data. `later`, at least 10 minutes after `specialize`, times the files
 in 5 fresh processes and divides by what the reference network takes now and took then. `table` gives, of each budget,
 the latency then and later over the budget, and the difference to the pool's member that keeps within the budget and is
-best on one half of the report part, on the other half, with its paired standard error; at the end, how many budgets
-are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard error. `singly` finds a
+best on one half of the report part, on the other half and on the test set, each with its paired standard error; at the
+end, how many budgets are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard
+error of the other half. `singly` finds a
 network for each of the budgets in a call of its own, whose search learns nothing from the others' (the store only keeps
 what it asks for from being measured again), and prints the hypervolume of both fronts: the area that lies below the
 figure of the report part and above the worst one of both, at latencies up to the largest, on a log scale.
@@ -99,8 +100,8 @@ def later(supernet: Path, device: str, out: Path) -> None:
         print(f"{device} | {report['budget_ms']:g} ms | later {took[folder] / report['budget_ms']:.3f} of it")
 
 
-def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, float]]:
-    """(latency later over budget, difference to the pool's best, its standard error) of each budget."""
+def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, float, float]]:
+    """(latency later over budget, difference to the pool's best, its standard error, that on the test set) of each."""
     rows, networks = [], found(device, out)
     with opened(supernet, device, out) as bench:
         samples, sampled_ms = time_samples(bench, None, np.random.default_rng(0))
@@ -119,14 +120,18 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
             told = f"{device} | {report['budget_ms']:g} ms | {then:.3f} | {took:.3f}"
             fits = ms <= report["budget_ms"]
             if not fits.any():
-                rows.append((took, np.nan, np.nan))
+                rows.append((took, np.nan, np.nan, np.nan))
                 print(f"{told} | no member of the pool")
                 continue
             best = np.where(fits, merit, -np.inf).argmax()
-            ours = halves(bench.file_items(space.config_class(**report["config"]), "report"))[1]
-            difference, error = compare(ours, items[best][1], figure)
-            rows.append((took, sign * difference, error))
-            print(f"{told} | {sign * difference:+.4f} ({error:.4f})")
+            ours = space.config_class(**report["config"])
+            theirs = space.decode(X[best : best + 1])[0]
+            difference, error = compare(halves(bench.file_items(ours, "report"))[1], items[best][1], figure)
+            tests = compare(bench.file_items(ours, "test"), bench.file_items(theirs, "test"), figure)
+            rows.append((took, sign * difference, error, sign * tests[0]))
+            print(
+                f"{told} | {sign * difference:+.4f} ({error:.4f}) | {sign * tests[0]:+.4f} ({tests[1]:.4f})", flush=True
+            )
     return rows
 
 
@@ -181,11 +186,11 @@ def main() -> None:
         return
     rows = [globals()[a.command](a.supernet, device, a.out) for device in a.devices]
     if a.command == "table":
-        took, difference, error = np.concatenate(rows).T
+        took, difference, error, tests = np.concatenate(rows).T
         print(
             f"of {len(took)}: later within 1.02 of the budget {(took <= 1.02).sum()}, 1.05 {(took <= 1.05).sum()}; no"
             f" worse than the pool's best {(difference >= -error).sum()} of {np.isfinite(difference).sum()}, better by"
-            f" {np.nanmean(difference):.4f} on the mean"
+            f" {np.nanmean(difference):.4f} on the mean, by {np.nanmean(tests):.4f} on the test set"
         )
 
 

@@ -535,6 +535,7 @@ class Bench:
         self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
+        self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         self.files.mkdir(parents=True, exist_ok=True)
 
@@ -566,9 +567,10 @@ class Bench:
     def weights_id(self) -> str:
         return state_digest(self.supernet.state_dict())
 
-    @cached_property
-    def data_id(self) -> str:
-        return data_digest(self.data, self.selected)
+    def data_id(self, part: str) -> str:
+        if part not in self._data_ids:
+            self._data_ids[part] = data_digest(self.data, part_of(self.data, part))
+        return self._data_ids[part]
 
     # ---- latency
 
@@ -838,7 +840,7 @@ class Bench:
     def evaluate(self, X: np.ndarray, what: str) -> dict[str, np.ndarray]:
         """{"accuracy": (n,), "loss": (n,)} of the rows of X on the select part, by torch, BatchNorm recalibrated."""
         configs = self.supernet.space.decode(X)
-        keys = [(self._key(config, "")[0], self.weights_id, self.data_id) for config in configs]
+        keys = [(self._key(config, "")[0], self.weights_id, self.data_id("select")) for config in configs]
         missing = set(self.store.missing("accuracy", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
         for key, config in progress(iter(todo.items()), len(todo), what):
@@ -862,8 +864,7 @@ class Bench:
         """
         runtime = {name: self.fingerprint[name] for name in ("cpu", "version")}
         runtime |= {"runtime": self.device.runtime, "precision": self.device.precision}
-        data_id = self.data_id if part == "select" else data_digest(self.data, part_of(self.data, part))
-        key = (self._key(config, "final")[0], self.weights_id, digest([data_id, runtime]))
+        key = (self._key(config, "final")[0], self.weights_id, digest([self.data_id(part), runtime]))
         if not self.store.missing("items", [key]):
             return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
         with self._spending("accuracy"):

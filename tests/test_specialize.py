@@ -51,13 +51,17 @@ def quick_devices(monkeypatch):
 
 @pytest.fixture
 def work(monkeypatch):
-    """Counts the networks that are evaluated, and that are timed."""
-    counts = {"evaluated": 0, "timed": 0}
-    evaluate, measure = bench.evaluate_network, bench.measure
+    """Counts the networks, and the parts of files, that are evaluated, and the networks that are timed."""
+    counts = {"evaluated": 0, "files": 0, "timed": 0}
+    evaluate, evaluate_items, measure = bench.evaluate_network, bench.evaluate_items, bench.measure
 
     def evaluating(*arguments, **options):
         counts["evaluated"] += 1
         return evaluate(*arguments, **options)
+
+    def evaluating_file(*arguments, **options):
+        counts["files"] += 1
+        return evaluate_items(*arguments, **options)
 
     def measuring(*arguments, **options):
         for item in measure(*arguments, **options):
@@ -65,6 +69,7 @@ def work(monkeypatch):
             yield item
 
     monkeypatch.setattr(bench, "evaluate_network", evaluating)
+    monkeypatch.setattr(bench, "evaluate_items", evaluating_file)
     monkeypatch.setattr(bench, "measure", measuring)
     return counts
 
@@ -81,9 +86,16 @@ def test_the_winner_meets_the_budget_and_is_what_the_report_says(folder, tmp_pat
 
 def test_what_was_measured_is_not_measured_again(folder, tmp_path, work):
     specialize(str(folder), max_latency=50.0, out=str(tmp_path / "first"), **FEW)
-    work.update(evaluated=0, timed=0)
+    work.update(evaluated=0, files=0, timed=0)
     specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **FEW)
-    assert work == {"evaluated": 0, "timed": 0}
+    assert work == {"evaluated": 0, "files": 0, "timed": 0}
+
+
+def test_each_part_of_the_data_is_identified_once(folder, tmp_path, monkeypatch):
+    identify, identified = bench.data_digest, []
+    monkeypatch.setattr(bench, "data_digest", lambda *arguments: identified.append(1) or identify(*arguments))
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    assert len(identified) == len(bench.PARTS)
 
 
 def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(folder, tmp_path, monkeypatch):
