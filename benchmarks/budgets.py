@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +47,8 @@ BUDGETS, POOL, PROCESSES, WAIT = 10, 400, 5, 600
 def opened(supernet: Path, device: str, out: Path) -> Iterator[Bench]:
     import_families()
     section = read_section(str(supernet))
-    with Store(out / "measurements.sqlite") as store, tempfile.TemporaryDirectory() as files:
-        yield Bench(load(supernet), make_data(section), get_device(device), store, Path(files), section)
+    with Store(out / "measurements.sqlite") as store:
+        yield Bench(load(supernet), make_data(section), get_device(device), store, out / "files", section)
 
 
 def found(device: str, out: Path) -> dict[str, dict]:
@@ -64,7 +63,7 @@ def folder_of(device: str, out: Path) -> Path:
 
 def pool(supernet: Path, device: str, out: Path) -> None:
     with opened(supernet, device, out) as bench:
-        bench.latencies(pool_rows(bench), f"{device}, pool")
+        pool_latencies(bench)
     with opened(supernet, "torch", out) as bench:  # float32 files compute the same
         for i, config in enumerate(bench.supernet.space.decode(pool_rows(bench))):
             bench.file_items(config, "report")
@@ -78,6 +77,12 @@ def pool_rows(bench: Bench) -> np.ndarray:
     return space.encode(stratified(space, POOL, 0, 1, cost=cost, candidates=20 * POOL))
 
 
+def pool_latencies(bench: Bench) -> np.ndarray:
+    samples, ms = time_samples(bench, None, np.random.default_rng(0))  # settles by which exporter
+    bench.fix_scale(samples[np.isfinite(ms)])  # that of the budgets
+    return bench.latencies(pool_rows(bench), f"{bench.device.name}, pool")
+
+
 def later(supernet: Path, device: str, out: Path) -> None:
     networks = found(device, out)
     ready = (folder_of(device, out) / "reports.json").stat().st_mtime + WAIT
@@ -85,7 +90,7 @@ def later(supernet: Path, device: str, out: Path) -> None:
         raise SystemExit(f"{device}: not before {time.ctime(ready)}")
     with opened(supernet, device, out) as bench:
         smallest = bench.supernet.space.smallest()
-        reference = ("reference", bench.network_file(smallest, bench.calibrated(smallest), fast=True))
+        reference = ("reference", bench.network_file(smallest, "search"))
         files = {folder: part_file(folder_of(device, out) / folder, "subnet") for folder in networks}
         ratios = []
         for _ in range(PROCESSES):
@@ -104,12 +109,9 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
     """(latency later over budget, difference to the pool's best, its standard error, that on the test set) of each."""
     rows, networks = [], found(device, out)
     with opened(supernet, device, out) as bench:
-        samples, sampled_ms = time_samples(bench, None, np.random.default_rng(0))
-        bench.fix_scale(samples[np.isfinite(sampled_ms)])  # that of the budgets
-        X = pool_rows(bench)
-        ms = bench.latencies(X, f"{device}, pool")
+        ms = pool_latencies(bench)
     with opened(supernet, "torch", out) as bench:
-        space, figure = bench.supernet.space, bench.supernet.figure
+        X, space, figure = pool_rows(bench), bench.supernet.space, bench.supernet.figure
         sign = 1 if figure == "accuracy" else -1
         items = [halves(bench.file_items(config, "report")) for config in space.decode(X)]
         merit = np.array([sign * means(chosen)[figure] for chosen, _ in items])

@@ -663,9 +663,7 @@ class Bench:
                 if (taken := self._memory(config, exporter)) is None:
                     continue
             else:
-                taken = sum(
-                    file.stat().st_size for file in self._files(config, self._subnet(config, exporter), exporter)
-                )
+                taken = sum(file.stat().st_size for file in self._files(config, exporter))
             self.store.add("footprint", key, {"mb": taken / 1e6})
         records = self.store.get("footprint", keys)
         return np.array([records[key][-1]["mb"] if key in records else math.inf for key in keys])
@@ -791,10 +789,9 @@ class Bench:
 
     def _source(self, config: Any, exporter: str) -> Callable[[], Any]:
         def make() -> Any:
-            subnet = self._subnet(config, exporter)
             if self.device.times_modules:
-                return subnet.inference(self.device.batch)
-            return self.network_file(config, subnet, fast=exporter == "search")
+                return self._subnet(config, exporter).inference(self.device.batch)
+            return self.network_file(config, exporter)
 
         return make
 
@@ -815,13 +812,13 @@ class Bench:
         subnet = self.supernet.extract(config).eval()
         return calibrate(subnet, [subnet.example_inputs(8)])
 
-    def network_file(self, config: Any, subnet: Supernet, fast: bool) -> Path:
+    def network_file(self, config: Any, exporter: str) -> Path:
         """What the device loads of the network, written where it is not there yet: a file, or a folder of them."""
-        folder = self.files / self._key(config, "search" if fast else "final")[0]
+        folder = self.files / self._key(config, exporter)[0]
 
         def write(temporary: Path) -> None:
             ranges = self.data.calibration_batches() if self.device.precision == "int8" else ()
-            write_parts(subnet, self.device, temporary, fast, ranges)
+            write_parts(self._subnet(config, exporter), self.device, temporary, exporter == "search", ranges)
 
         if not folder.is_dir():  # each appears whole
             with self._spending("export"):
@@ -829,10 +826,10 @@ class Bench:
             trim(self.files)
         else:
             os.utime(folder)  # `trim` takes the oldest
-        return folder if (folder / PLAN).is_file() else part_file(folder, next(iter(subnet.parts())))
+        return folder if (folder / PLAN).is_file() else part_file(folder, next(folder.iterdir()).stem)
 
-    def _files(self, config: Any, subnet: Supernet, exporter: str) -> list[Path]:
-        path = self.network_file(config, subnet, exporter == "search")
+    def _files(self, config: Any, exporter: str) -> list[Path]:
+        path = self.network_file(config, exporter)
         return sorted((path if path.is_dir() else path.parent).iterdir())
 
     # ---- accuracy
@@ -868,26 +865,26 @@ class Bench:
         if not self.store.missing("items", [key]):
             return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
         with self._spending("accuracy"):
-            network = self.calibrated(config)
-            with self._forward(config, network) as forward:
+            with self._forward(config) as (network, forward):
                 items = evaluate_items(lambda inputs: forward(network.prepare(inputs)), part_of(self.data, part))
         self.store.add("items", key, {name: values.tolist() for name, values in items.items()})
         return items
 
     @contextmanager
-    def _forward(self, config: Any, network: Supernet) -> Iterator[Callable[[Sequence[Tensor]], Tensor]]:
-        """The network as the device computes it."""
+    def _forward(self, config: Any) -> Iterator[tuple[Supernet, Callable[[Sequence[Tensor]], Tensor]]]:
+        """The network, and what the device computes of its inputs."""
         if self.device.times_modules:
-            yield lambda inputs: network(*inputs)
+            network = self.calibrated(config)
+            yield network, lambda inputs: network(*inputs)
             return
-        file = self.network_file(config, network, fast=False)
+        network, file = self.supernet.extract(config).eval(), self.network_file(config, "final")
         if self.engine == "process":  # it ran before, so that nothing is to be feared for this process
-            yield partial(network.run_parts, self.device.open(file))
+            yield network, partial(network.run_parts, self.device.open(file))
             return
         try:
             with ENGINES[self.engine](self.device) as call:
                 call("open", file)
-                yield partial(network.run_parts, partial(call, "run"))
+                yield network, partial(network.run_parts, partial(call, "run"))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {config} cannot be evaluated: {error}") from error
 
@@ -899,7 +896,7 @@ class Bench:
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
         """The winner's files, all or none: the saved subnet, those that the device loads, the report and the front."""
         subnet = self.calibrated(config)
-        files = self._files(config, subnet, "final")  # those that were timed, if they were
+        files = self._files(config, "final")  # those that were timed, if they were
 
         def write(temporary: Path) -> None:
             write_network(subnet, temporary, self.section)
