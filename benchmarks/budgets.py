@@ -14,8 +14,9 @@ in 5 fresh processes and divides by what the reference network takes now and too
 the latency then and later over the budget, and the difference to the pool's member that keeps within the budget and is
 best on one half of the report part, on the other half and on the test set, each with its paired standard error; at the
 end, how many budgets are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard
-error of the other half. `singly` finds a
-network for each of the budgets in a call of its own, whose search learns nothing from the others' (the store only keeps
+error of the other half.
+
+`singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the store only keeps
 what it asks for from being measured again), and prints the hypervolume of both fronts: the area that lies below the
 figure of the report part and above the worst one of both, at latencies up to the largest, on a log scale.
 """
