@@ -16,9 +16,10 @@ best on one half of the report part, on the other half and on the test set, each
 end, how many budgets are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard
 error of the other half.
 
-`singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the store only keeps
-what it asks for from being measured again), and prints the hypervolume of both fronts: the area that lies below the
-figure of the report part and above the worst one of both, at latencies up to the largest, on a log scale.
+`singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the
+store only keeps what it asks for from being measured again), and prints the hypervolume of both fronts: the area that
+lies below the figure of the report part and above the worst one of both, at latencies up to the largest, on a log
+scale.
 """
 
 from __future__ import annotations
