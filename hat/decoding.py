@@ -72,7 +72,7 @@ class DecoderPart(nn.Module):
         caches = [Cache(*islice(own, 3 if remembers(layer.self_attention) else 2)) for layer in layers]
         pairs = list(zip(memory[::2], memory[1::2]))
         logits = self.decoder(previous, pairs, mask, caches, caches[0].keys.size(2))
-        return logits[:, -1], *(x for cache in caches for x in tensors(cache))
+        return logits.flatten(0, 1), *(x for cache in caches for x in tensors(cache))
 
 
 def tensors(cache: Cache) -> tuple[Tensor, ...]:

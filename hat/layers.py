@@ -6,6 +6,7 @@ batch, S and T are source and target tokens, E and D encoder and decoder width, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class Embedding(nn.Module):
         """`rows` (B, N) or (N,) of the position table."""
         x = self.tokens(tokens)
         width = x.size(-1)
-        return self.dropout(x * width**0.5 + F.embedding(rows, self.positions)[..., :width])
+        return self.dropout(x * width**0.5 + F.embedding(rows, self.positions[:, :width]))
 
     def check(self, length: int) -> None:
         """Raise ValueError where a sentence has more tokens than there are positions."""
@@ -76,12 +77,27 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """`mask`, to be broadcast to (B, heads, N, M), is True where a query sees a key."""
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
+        if not causal and (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            y = attention(q, k, v, mask)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.attend(self.split(self.q_proj(x)), keys, values, mask)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`F.scaled_dot_product_attention` for files, where it would become more layers than these.
+
+    Queries are multiplied from the right: one alone then needs no key transposed. Of the other order OpenVINO 2026.4
+    computes wrongly what has one query, no mask and 16 keys or more, and what NNCF quantized it does not compile.
+    """
+    scores = (k @ q.transpose(2, 3)).transpose(2, 3) * (1 / math.sqrt(q.size(-1)))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
 
 
 class SelfAttention(Attention):
@@ -144,7 +160,8 @@ class SelfAttention(Attention):
         else:
             if mask is not None:  # so that a sentence in a batch sees the zeros that it sees alone
                 qkv = qkv * mask[:, 0, 0, :, None]
-            qkv = F.pad(qkv, (0, 0, more // 2, more // 2))
+            if more:
+                qkv = F.pad(qkv, (0, 0, more // 2, more // 2))
         convs = self.q_conv, self.k_conv, self.v_conv
         return [conv(x.transpose(1, 2)).transpose(1, 2) for conv, x in zip(convs, qkv.chunk(3, dim=-1))]
 

@@ -386,13 +386,13 @@ class Transformer(Supernet):
 
     def parts(self, batch: int = 1) -> dict[str, Part]:
         """The encoder, with the keys and values that the decoder attends to, and one decoder step with its caches."""
-        batch = max(batch, 2)  # any size will do, but exporters take a size of 1 for a constant
-        source, previous = self.example_inputs(batch)
+        traced = max(batch, 2)  # exporters take a size of 1 for a constant
+        source, previous = self.example_inputs(traced)
         encoder, decoder = EncoderPart(self.encoder, self.decoder), DecoderPart(self.decoder)
         memory, own = state_names(self.decoder)
         with torch.no_grad():
             mask, *memory_tensors = encoder(source)
-            caches = [Cache(history=cache.history) for cache in empty_caches(self.decoder, batch)]
+            caches = [Cache(history=cache.history) for cache in empty_caches(self.decoder, traced)]
             self.decoder(previous[:, :5], list(zip(memory_tensors[::2], memory_tensors[1::2])), mask, caches)
         cached = [x for cache in caches for x in tensors(cache)]
         dynamic = {"source": {0: "batch", 1: "source"}, "previous": {0: "batch"}, "mask": {0: "batch", 3: "source"}}
@@ -403,18 +403,22 @@ class Transformer(Supernet):
         for name in own:
             dynamic[f"new_{name}"] = {0: "batch"} if name.startswith("history") else {0: "batch", 2: "past_and_one"}
         dynamic["logits"] = {0: "batch"}
+        tokens = self.arguments["max_positions"]
+        limits = {"source": tokens, "past": tokens - 1, "past_and_one": tokens}
+        limits |= {f"memory_{i}": layer.span * tokens for i, layer in enumerate(self.decoder.layers)}
 
-        def part(module: nn.Module, inputs: list[Tensor], names: list[str], outputs: list[str]) -> Part:
+        def part(module: nn.Module, inputs: list[Tensor], names: list[str], outputs: list[str], rows: int) -> Part:
             axes = {name: dynamic[name] for name in (*names, *outputs)}
-            return Part(module, tuple(inputs), tuple(names), tuple(outputs), axes)
+            return Part(module, tuple(inputs), tuple(names), tuple(outputs), axes, limits | {"batch": rows})
 
         return {
-            "encoder": part(encoder, [source], ["source"], ["mask", *memory]),
+            "encoder": part(encoder, [source], ["source"], ["mask", *memory], batch),
             "decoder": part(
                 decoder,
                 [previous[:, :1], mask, *memory_tensors, *cached],
                 ["previous", "mask", *memory, *own],
                 ["logits", *renewed],
+                batch * self.beam,
             ),
         }
 

@@ -129,6 +129,11 @@ class Device:
             raise ValueError(f"{self.name}: {self.runtime} opens no files")
         return self._made(RUNTIMES[self.runtime].open, source)
 
+    def check_tells_memory(self) -> None:
+        """ValueError where it is not told how much memory a network takes."""
+        if self.place == "cuda":
+            raise ValueError(f"{self.name}: how much memory a network takes of a GPU is not told")
+
     def import_runtime(self) -> None:
         """Import of the runtime what loading a network would."""
         runtime = RUNTIMES[self.runtime]

@@ -90,8 +90,7 @@ class Worker:
 
         Meant for a process that has not done so before; the runtime is imported first, and does not count.
         """
-        if self.device.place == "cuda":
-            raise ValueError(f"{self.device.name}: how much memory a network takes of a GPU is not told")
+        self.device.check_tells_memory()
         if not (forget := Path("/proc/self/clear_refs")).is_file():
             raise OSError("how much memory a network takes is only told on Linux")
         self.device.import_runtime()

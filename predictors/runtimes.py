@@ -187,18 +187,20 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,  # the thread that calls it is pinned
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
-        compiled = core.compile_model(core.read_model(path), "CPU", asked)
+        model = core.read_model(path)
+        compiled = core.compile_model(model, "CPU", asked)
         for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"):
             if compiled.get_property(name) != asked[name]:
                 raise RuntimeError(f"{device.name}: OpenVINO took {name} = {compiled.get_property(name)}")
+        # An input that is compiled may have the names of layers, too, that were left out.
         self.inputs = {
             x.any_name: (
                 tuple(None if size.is_dynamic else size.get_length() for size in x.partial_shape),
                 np.dtype(x.element_type.to_dtype()),
             )
-            for x in compiled.inputs
+            for x in model.inputs
         }
-        self.outputs = [x.any_name for x in compiled.outputs]
+        self.outputs = [x.any_name for x in model.outputs]
         self.precision = openvino_precision(compiled)
         self._request = compiled.create_infer_request()
 
@@ -241,7 +243,9 @@ class ExecuTorchSession:
     def run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         import torch
 
-        outputs = self._method([torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.inputs])
+        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.inputs]
+        # numpy's strides of an empty array are zeros, which ExecuTorch does not take.
+        outputs = self._method([x if x.numel() else torch.empty(x.shape, dtype=x.dtype) for x in inputs])
         return [x.numpy() for x in outputs]
 
 

@@ -113,8 +113,8 @@ def find_network(
     Writes the network to `folder` and returns the report; ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
-    if "memory_mb" in (bounds or {}) and bench.device.place == "cuda":
-        raise ValueError(f"{bench.device.name}: how much memory a network takes of a GPU is not told")
+    if "memory_mb" in (bounds or {}):
+        bench.device.check_tells_memory()
     evaluated, spent = evaluated or Evaluated(), dict(bench.seconds)
     ends = space.encode([space.smallest(), space.largest()])
     X, timed_ms = time_samples(bench, latency_samples, rng)
@@ -979,7 +979,7 @@ def seen_by_parts(
         network.run_parts(watched, network.prepare(some))
         if (items := items + len(some[0])) == CALIBRATION:
             break
-    sizes = {name: None if part.dynamic else batch for name, part in parts.items()}
+    sizes = {name: part.limits.get("batch", batch) for name, part in parts.items()}
     return {name: [some for feeds in seen[name] for some in batches(feeds, sizes[name])] for name in parts}
 
 

@@ -336,23 +336,43 @@ def to_executorch(
 
 
 def part_to_executorch(part: Part, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]] | None = None) -> Path:
-    """`to_executorch` of a module with several outputs. One with axes of any size raises NotImplementedError."""
-    if part.dynamic:
-        raise NotImplementedError("ExecuTorch files are written of networks whose inputs have one size: no translation")
+    """`to_executorch` of a module with several outputs, or with axes of any size up to the part's limits.
+
+    Of an axis `batch` the file is for exactly that many, as the `batches` are to be. ValueError where a limit lacks.
+    """
     require("executorch", "executorch")
     path, model = Path(path), part.module
     check_float32(model)
     with warnings.catch_warnings(), evaluating(model), torch.no_grad():
         # ExecuTorch 1.5 and torchao 0.18 call what Python and torch deprecate, and warn of their own new names.
         warnings.simplefilter("ignore")
+        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+        from executorch.backends.xnnpack.partition.config.generic_node_configs import CatConfig
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-        program = torch.export.export(model, part.inputs)
+        kinds, sizes = list(ALL_PARTITIONER_CONFIGS), None
+        if part.dynamic:
+            part = for_one_batch(part)
+            dim = torch.export.Dim.DYNAMIC
+            axes = [part.dynamic.get(name, {}).items() for name in part.names]
+            sizes = [{axis: dim(max=part.limits[of]) for axis, of in some} for some in axes]
+            kinds.remove(CatConfig)  # XNNPACK joins no tensors of size 0, as caches are before the first step
+
+        def program_of(module: nn.Module) -> torch.export.ExportedProgram:
+            return torch.export.export(module, part.inputs, dynamic_shapes=sizes and grouped(module, sizes))
+
+        program = program_of(model)
         if batches is not None:
-            program = torch.export.export(quantized_module(part, program.module(), batches), part.inputs)
+            program = program_of(quantized_module(part, program.module(), batches))
         names = {"input_names": list(part.names), "output_names": list(part.outputs)}
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=names)
+        lowered = to_edge_transform_and_lower(
+            program,
+            partitioner=[XnnpackPartitioner(kinds)],
+            constant_methods=names,
+            # Its check of a program takes an axis for a constant where an operator has several outputs.
+            compile_config=EdgeCompileConfig(_check_ir_validity=not part.dynamic),
+        )
         data = lowered.to_executorch().buffer
 
         def write(temporary: Path) -> None:
@@ -363,13 +383,38 @@ def part_to_executorch(part: Part, path: str | Path, batches: Iterable[Mapping[s
     return path
 
 
+def for_one_batch(part: Part) -> Part:
+    """The part with inputs of the batch that it is timed with, which is no open axis any more; they are contiguous."""
+    if missing := {of for name in part.names for of in part.dynamic.get(name, {}).values()} - part.limits.keys():
+        raise ValueError(f"ExecuTorch plans its memory: how large may the axes {sorted(missing)} be? (Part.limits)")
+
+    def sized(name: str, x: Tensor) -> Tensor:
+        for axis in (axis for axis, of in part.dynamic.get(name, {}).items() if of == "batch"):
+            x = x.index_select(axis, torch.arange(part.limits["batch"]) % x.size(axis))
+        return x.contiguous()
+
+    return dataclasses.replace(
+        part,
+        inputs=tuple(map(sized, part.names, part.inputs)),
+        dynamic={name: {axis: of for axis, of in axes.items() if of != "batch"} for name, axes in part.dynamic.items()},
+    )
+
+
 def quantized_module(part: Part, module: nn.Module, batches: Iterable[Mapping[str, np.ndarray]]) -> nn.Module:
     """An exported module with its layers quantized for XNNPACK, by ranges that it has on the batches."""
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    layers = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    prepared = prepare_pt2e(module, xnnpack.XNNPACKQuantizer().set_global(layers))
+    class LinearQuantizer(xnnpack.XNNPACKQuantizer):
+        def transform_for_annotation(self, model: nn.Module) -> nn.Module:
+            return model  # where the other makes numbers tensors of floats, which no positions of tokens may become
+
+    attends = any(node.target is torch.ops.aten.softmax.int for node in module.graph.nodes)
+    quantizer = LinearQuantizer() if attends else xnnpack.XNNPACKQuantizer()
+    quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    if attends:  # linear layers alone, as nearly in `quantize_onnx`; XNNPACK pads nothing that is quantized
+        quantizer.set_filter_function(lambda node: node.target in xnnpack.LINEAR_TARGETS)
+    prepared = prepare_pt2e(module, quantizer)
     batch = None
     for batch in batches:
         prepared(*(torch.from_numpy(batch[name]) for name in part.names))
@@ -385,10 +430,17 @@ def check_executorch(part: Part, path: Path, exactly: bool) -> None:
 
     inputs = drawn_anew(part.inputs)
     made = part.module(*inputs)
-    found = _load_for_executorch(str(path)).forward(inputs)
+    file = _load_for_executorch(str(path))
+    meta, found = file.method_meta("forward"), file.forward(inputs)
+    for i, (name, x) in enumerate(zip(part.names, inputs)):
+        axes, sizes = part.dynamic.get(name, {}), meta.input_tensor_meta(i).sizes()
+        wanted = tuple(part.limits[axes[axis]] if axis in axes else size for axis, size in enumerate(x.shape))
+        if sizes != wanted:
+            raise RuntimeError(f"the ExecuTorch file takes {name} of up to {sizes}, not {wanted}")
     for name, expected, x in zip(part.outputs, [made] if isinstance(made, Tensor) else made, found, strict=True):
         if not x.isfinite().all():
             raise ValueError(f"{name} of the ExecuTorch file is no finite number")
+        x, expected = x.double(), expected.double()
         difference, largest = (x - expected).abs().max().item(), expected.abs().max().item() or 1.0
         if exactly and not difference <= TOLERANCE * largest:
             raise RuntimeError(

@@ -39,7 +39,8 @@ class WidthGroup:
 class Part:
     """A module that is exported, with example inputs and the names of inputs and outputs.
 
-    `dynamic` names the axes that may have any size: {input or output: {axis: name}}.
+    `dynamic` names the axes that may have any size: {input or output: {axis: name}}; `limits` are the largest sizes
+    of them, {name: size}, for formats that plan their memory; that of `batch` is the one the network is timed with.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Part:
     names: tuple[str, ...]
     outputs: tuple[str, ...] = ("output",)
     dynamic: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 RunPart = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

@@ -10,7 +10,6 @@ import ofa
 from predictors.devices import DEVICES
 from supernet.export import (
     load,
-    part_to_executorch,
     quantize_onnx,
     quantize_openvino,
     save,
@@ -19,7 +18,6 @@ from supernet.export import (
     write_atomically,
     write_folder,
 )
-from supernet.model import Part
 
 
 @pytest.fixture
@@ -195,9 +193,3 @@ def test_exporters_of_extras_that_are_not_installed_say_what_to_install(tmp_path
         to_executorch(torch.nn.Linear(4, 2), tmp_path / "x.pte", (torch.randn(1, 4),))
     with pytest.raises(ImportError, match=r"pip install 'supernet\[openvino\]'"):
         quantize_openvino(tmp_path / "x.onnx", tmp_path / "x.xml", [])
-
-
-def test_an_executorch_file_of_open_sizes_is_refused(tmp_path):
-    part = Part(torch.nn.Linear(4, 2), (torch.randn(2, 4),), ("input",), dynamic={"input": {0: "batch"}})
-    with pytest.raises(NotImplementedError, match="inputs have one size"):
-        part_to_executorch(part, tmp_path / "x.pte")

@@ -5,9 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+import hat
+from hat.layers import PAD
 from predictors.devices import DEVICES, get_device
 from predictors.measuring import measure
-from supernet.export import quantize_openvino, to_executorch, to_onnx
+from recipes.bench import write_parts
+from supernet.export import part_to_executorch, quantize_openvino, to_executorch, to_onnx
+from supernet.model import Part
 
 FEW = {"warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}
 
@@ -108,6 +112,42 @@ def test_executorch_takes_the_threads_of_the_device(executorch_files):
     for threads in (2, 1):
         dataclasses.replace(DEVICES["executorch"], threads=threads).load(executorch_files["executorch"])
         assert import_executorch()._threadpool_get_thread_count() == threads
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(
+    "name, tolerance", [("executorch", 1e-5), ("executorch-int8", 0.1), ("openvino", 1e-5), ("openvino-int8", 0.3)]
+)
+def test_translation_files_compute_what_the_network_does_and_run_as_they_are_timed(tmp_path, name, tolerance):
+    torch.manual_seed(0)
+    space = hat.transformer_space(
+        embed_dim=[24, 32],
+        ffn_embed_dim=[32],
+        heads=[4],
+        encoder_layer_num=[2],
+        decoder_layer_num=[2],
+        arbitrary_ende_attn=[-1, 1],
+        conv_kernel_size=[3],
+    )
+    supernet = hat.Transformer(space, vocab_size=40, head_dim=8, max_positions=40)
+    network = supernet.extract(space.config(decoder_embed_dim=24)).eval()
+    source, previous = torch.randint(4, 40, (3, 20)), torch.randint(4, 40, (3, 20))
+    source[0, 5:] = PAD
+    write_parts(network, get_device(name), tmp_path, False, [(source, previous)])
+    logits = network.run_parts(get_device(name).open(tmp_path), (source, previous))
+    with torch.no_grad():
+        expected = network(source, previous)
+    difference = (logits - expected).abs().max() / expected.abs().max()
+    assert (1e-5 if "int8" in name else 0) < difference <= tolerance
+    get_device(name).load(tmp_path)()  # as it is timed, from empty caches on
+
+
+@pytest.mark.extras
+def test_an_executorch_file_of_axes_without_a_largest_size_is_refused(tmp_path):
+    part = Part(nn.Linear(4, 2), (torch.randn(2, 3, 4),), ("input",), dynamic={"input": {0: "batch", 1: "length"}})
+    with pytest.raises(ValueError, match=r"how large may the axes \['batch', 'length'\] be"):
+        part_to_executorch(part, tmp_path / "x.pte")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.extras
