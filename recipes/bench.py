@@ -75,6 +75,7 @@ TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
+WRONG = 0.01  # by which the loss of a float32 file may not differ from the network's
 STEP = 10  # networks timed between asking whether they are enough
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
@@ -444,6 +445,7 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     """The finalist whose file is the best of those that meet all bounds, that on latency in two measurements.
 
     Where the files of faster ones are as good, within one standard error of the paired difference, the fastest of them.
+    ValueError where a file of float32 does not compute what the network does.
     """
     figure, budget = bench.supernet.figure, bounds["latency_ms"]
     sign = 1 if figure == "accuracy" else -1
@@ -451,6 +453,11 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     items = {id(final): bench.file_items(final["config"], "select") for final in fast}
     for final in fast:
         final |= {f"file_{name}": value for name, value in means(items[id(final)]).items()}
+        if bench.device.precision == "float32" and not math.isclose(final["file_loss"], final["loss"], rel_tol=WRONG):
+            raise ValueError(
+                f"{bench.device.name} does not compute {final['config']} as torch does: the loss is"
+                f" {final['file_loss']:g} by the exported file, {final['loss']:g} by the network"
+            )
 
     def passes(final: dict[str, Any]) -> bool:
         if "confirmed_ms" not in final:

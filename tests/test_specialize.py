@@ -98,6 +98,19 @@ def test_each_part_of_the_data_is_identified_once(folder, tmp_path, monkeypatch)
     assert len(identified) == len(bench.PARTS)
 
 
+def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error(folder, tmp_path, monkeypatch):
+    evaluate = bench.evaluate_items
+
+    def wrong(*arguments):
+        items = evaluate(*arguments)
+        return items | {"loss": 1.1 * items["loss"]}
+
+    monkeypatch.setattr(bench, "evaluate_items", wrong)
+    store = str(tmp_path / "measurements.sqlite")  # where nothing is known
+    with pytest.raises(ValueError, match="onnxruntime does not compute .* as torch does: the loss is"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), store=store, **FEW)
+
+
 def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(folder, tmp_path, monkeypatch):
     confirm, refused = bench.Bench.confirm, []
 
@@ -382,7 +395,7 @@ def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
     class Stub:
-        supernet = SimpleNamespace(figure="accuracy")
+        supernet, device = SimpleNamespace(figure="accuracy"), SimpleNamespace(precision="int8")
 
         def __init__(self, right):
             self.right = right
