@@ -98,19 +98,6 @@ def test_each_part_of_the_data_is_identified_once(folder, tmp_path, monkeypatch)
     assert len(identified) == len(bench.PARTS)
 
 
-def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error(folder, tmp_path, monkeypatch):
-    evaluate = bench.evaluate_items
-
-    def wrong(*arguments):
-        items = evaluate(*arguments)
-        return items | {"loss": 1.1 * items["loss"]}
-
-    monkeypatch.setattr(bench, "evaluate_items", wrong)
-    store = str(tmp_path / "measurements.sqlite")  # where nothing is known
-    with pytest.raises(ValueError, match="onnxruntime does not compute .* as torch does: the loss is"):
-        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), store=store, **FEW)
-
-
 def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(folder, tmp_path, monkeypatch):
     confirm, refused = bench.Bench.confirm, []
 
@@ -391,6 +378,19 @@ def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp
         with pytest.raises(ValueError, match=f"{bound} = 0.001 cannot be met: the least of"):
             specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), **FEW, **{f"max_{bound}": 0.001})
     assert work["evaluated"] == 0
+
+
+def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error():
+    class Stub:
+        supernet = SimpleNamespace(figure="accuracy")
+        device = SimpleNamespace(name="openvino", precision="float32")
+
+        def file_items(self, config, part):
+            return {"accuracy": np.ones(4), "loss": np.full(4, 1.1), "counted": np.ones(4)}
+
+    finals = [{"config": "a network", "latency_ms": 1.0, "loss": 1.0}]
+    with pytest.raises(ValueError, match="openvino does not compute a network as torch does: the loss is 1.1 by the"):
+        bench.best_file(Stub(), finals, {"latency_ms": 5.0})
 
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
