@@ -77,7 +77,8 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """`mask`, to be broadcast to (B, heads, N, M), is True where a query sees a key."""
-        if not causal and (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+        exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        if exporting and not causal and not self.training:
             y = attention(q, k, v, mask)
         else:
             dropout = self.dropout if self.training else 0.0
@@ -89,10 +90,11 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention` for files, where it would become more layers than these.
+    """What `F.scaled_dot_product_attention` computes, in fewer layers than exporters write of that.
 
-    Queries are multiplied from the right: one alone then needs no key transposed. Of the other order OpenVINO 2026.4
-    computes wrongly what has one query, no mask and 16 keys or more, and what NNCF quantized it does not compile.
+    Keys times queries, transposed: a single query then needs no transposed keys. Written as queries times keys,
+    OpenVINO 2026.4 computes attention of a single query to 16 keys or more, without a mask, wrongly; and it does not
+    compile what NNCF quantizes of an encoder.
     """
     scores = (k @ q.transpose(2, 3)).transpose(2, 3) * (1 / math.sqrt(q.size(-1)))
     if mask is not None:

@@ -152,6 +152,7 @@ class Transformer(Supernet):
 
     config_class = TransformerConfig
     figure = "loss"
+    files_revision = 2
 
     def __init__(
         self,
@@ -404,7 +405,7 @@ class Transformer(Supernet):
             dynamic[f"new_{name}"] = {0: "batch"} if name.startswith("history") else {0: "batch", 2: "past_and_one"}
         dynamic["logits"] = {0: "batch"}
         tokens = self.arguments["max_positions"]
-        limits = {"source": tokens, "past": tokens - 1, "past_and_one": tokens}
+        limits = {"source": tokens, "past": tokens - 1}
         limits |= {f"memory_{i}": layer.span * tokens for i, layer in enumerate(self.decoder.layers)}
 
         def part(module: nn.Module, inputs: list[Tensor], names: list[str], outputs: list[str], rows: int) -> Part:

@@ -338,7 +338,8 @@ def to_executorch(
 def part_to_executorch(part: Part, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]] | None = None) -> Path:
     """`to_executorch` of a module with several outputs, or with axes of any size up to the part's limits.
 
-    Of an axis `batch` the file is for exactly that many, as the `batches` are to be. ValueError where a limit lacks.
+    The limit of an axis `batch` is the only size of it that the file is for, and that `batches` may have. ValueError
+    where an axis has no limit.
     """
     require("executorch", "executorch")
     path, model = Path(path), part.module
@@ -407,13 +408,14 @@ def quantized_module(part: Part, module: nn.Module, batches: Iterable[Mapping[st
 
     class LinearQuantizer(xnnpack.XNNPACKQuantizer):
         def transform_for_annotation(self, model: nn.Module) -> nn.Module:
-            return model  # where the other makes numbers tensors of floats, which no positions of tokens may become
+            return model  # the other's makes numbers floats, also those that are added to the positions of tokens
 
-    attends = any(node.target is torch.ops.aten.softmax.int for node in module.graph.nodes)
-    quantizer = LinearQuantizer() if attends else xnnpack.XNNPACKQuantizer()
-    quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
-    if attends:  # linear layers alone, as nearly in `quantize_onnx`; XNNPACK pads nothing that is quantized
-        quantizer.set_filter_function(lambda node: node.target in xnnpack.LINEAR_TARGETS)
+    layers = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    if any(not x.is_floating_point() for x in part.inputs):
+        # Of a network of tokens linear layers alone: XNNPACK does not load what pads a quantized convolution's input.
+        quantizer = LinearQuantizer().set_operator_type(torch.ops.aten.linear.default, layers)
+    else:
+        quantizer = xnnpack.XNNPACKQuantizer().set_global(layers)
     prepared = prepare_pt2e(module, quantizer)
     batch = None
     for batch in batches:

@@ -40,7 +40,8 @@ class Part:
     """A module that is exported, with example inputs and the names of inputs and outputs.
 
     `dynamic` names the axes that may have any size: {input or output: {axis: name}}; `limits` are the largest sizes
-    of them, {name: size}, for formats that plan their memory; that of `batch` is the one the network is timed with.
+    of those of inputs, {name: size}, for formats that plan their memory; that of `batch` is what the network is timed
+    with.
     """
 
     module: nn.Module
@@ -69,6 +70,8 @@ class Supernet(nn.Module, ABC):
     """The choices that change the input (resolution) rather than the network: one value a step, for all its subnets."""
     figure: str = "accuracy"
     """The held-out figure that networks are chosen by: accuracy or loss."""
+    files_revision: int = 1
+    """Raised when the files of the same network become others: what was measured of the old ones is not theirs."""
 
     def __init__(self, space: SearchSpace, arguments: dict[str, Any]) -> None:
         super().__init__()
