@@ -73,10 +73,6 @@ def main() -> None:
             bench.fix_scale(X)
             ms, quiet = bench.latencies(X, name), bench.quiet
             floor = bench.noise_floor(X)
-        with Store(arguments.out / f"{arguments.family}-{name}-auto.sqlite") as store:
-            bench = Bench(supernet, None, device, store, arguments.out / "files", {})
-            bench.quiet = quiet  # all are on one scale
-            known, known_ms = time_samples(bench, None, np.random.default_rng(1))
         models = {
             "predictor": LatencyPredictor(terms=terms),
             "MACs": LatencyPredictor(terms=MacsAlone(terms)),
@@ -85,15 +81,11 @@ def main() -> None:
         errors = {
             what: error(model.fit(X[fitted], ms[fitted]), X[tested], ms[tested]) for what, model in models.items()
         }
-        auto = error(LatencyPredictor(terms=terms).fit(known, known_ms), X[tested], ms[tested])
         print(f"{arguments.family}, {name}, batch {arguments.batch}: {ms.min():.3f} to {ms.max():.3f} ms")
         print(
             "  " + ", ".join(f"{what} {value:.2f} %" for what, value in errors.items()) + f", floor {100 * floor:.2f} %"
         )
-        print(
-            f"  90 % intervals hold {100 * coverage(terms, X, ms):.0f} %; auto stops at {len(known)}, {auto:.2f} %",
-            flush=True,
-        )
+        print(f"  90 % intervals hold {100 * coverage(terms, X, ms):.0f} %", flush=True)
         if source is not None:
             few = transfer(terms, source, X, ms)
             print(
@@ -101,6 +93,12 @@ def main() -> None:
             )
         if source is None:
             source = models["predictor"]
+        with Store(arguments.out / f"{arguments.family}-{name}-auto.sqlite") as store:
+            bench = Bench(supernet, None, device, store, arguments.out / "files", {})
+            bench.quiet = quiet  # all are on one scale
+            known, known_ms = time_samples(bench, None, np.random.default_rng(1))
+        auto = error(LatencyPredictor(terms=terms).fit(known, known_ms), X[tested], ms[tested])
+        print(f"  auto stops at {len(known)}, {auto:.2f} %", flush=True)
 
 
 def coverage(terms: object, X: np.ndarray, ms: np.ndarray) -> float:
