@@ -453,11 +453,12 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     items = {id(final): bench.file_items(final["config"], "select") for final in fast}
     for final in fast:
         final |= {f"file_{name}": value for name, value in means(items[id(final)]).items()}
-        losses = final["file_loss"], final["loss"]
-        if bench.device.precision == "float32" and not math.isclose(*losses, rel_tol=WRONG, abs_tol=1e-4):
+        if bench.device.precision != "float32":
+            continue
+        if not math.isclose(final["file_loss"], final["loss"], rel_tol=WRONG, abs_tol=1e-4):
             raise ValueError(
                 f"{bench.device.name} does not compute {final['config']} as torch does: the loss is"
-                f" {losses[0]:g} by the exported file, {losses[1]:g} by the network"
+                f" {final['file_loss']:g} by the exported file, {final['loss']:g} by the network"
             )
 
     def passes(final: dict[str, Any]) -> bool:
