@@ -152,7 +152,7 @@ class Transformer(Supernet):
 
     config_class = TransformerConfig
     figure = "loss"
-    files_revision = 2
+    files_form = ("attention as products",)
 
     def __init__(
         self,

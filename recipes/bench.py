@@ -761,8 +761,7 @@ class Bench:
         """The id of a network as an exporter writes it, "search" or "final", with the programs that it needs."""
         terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config
         arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name != "space"}
-        revision = self.supernet.files_revision
-        exporter = [exporter, *by, *([revision] if revision > 1 else [])] if exporter else ""
+        exporter = [exporter, *by, *self.supernet.files_form] if exporter else ""
         return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
     def _records(self, config: Any, exporter: str) -> list[Measurement]:

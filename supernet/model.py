@@ -70,8 +70,8 @@ class Supernet(nn.Module, ABC):
     """The choices that change the input (resolution) rather than the network: one value a step, for all its subnets."""
     figure: str = "accuracy"
     """The held-out figure that networks are chosen by: accuracy or loss."""
-    files_revision: int = 1
-    """Raised when the files of the same network become others: what was measured of the old ones is not theirs."""
+    files_form: tuple[str, ...] = ()
+    """What tells apart the files that are written of the same network in different forms, which take other times."""
 
     def __init__(self, space: SearchSpace, arguments: dict[str, Any]) -> None:
         super().__init__()

@@ -380,6 +380,16 @@ def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp
     assert work["evaluated"] == 0
 
 
+def test_files_of_another_form_are_other_files_of_the_same_network(folder, tmp_path):
+    paths = str(tmp_path / "store.sqlite"), str(tmp_path / "files")
+    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
+        config, kinds = opened.supernet.space.smallest(), ("search", "final", "")
+        before = [opened._key(config, kind)[0] for kind in kinds]
+        opened.supernet.files_form = ("another",)
+        after = [opened._key(config, kind)[0] for kind in kinds]
+    assert [a == b for a, b in zip(after, before)] == [False, False, True]  # the last is what accuracies are of
+
+
 def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error():
     class Stub:
         supernet = SimpleNamespace(figure="accuracy")
