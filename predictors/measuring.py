@@ -140,11 +140,16 @@ def judged(measurements: Iterable[Measurement], statistic: str, quiet: Mapping[s
     """Those measurements of a network by which a budget is judged, one after the other.
 
     One in whose rounds the reference took more than `DRIFTED` times what it takes undisturbed (`quiet`) does not count:
-    so much is not divided out. Of `TRIES` in a row the one with the least drift counts whatever it was.
+    so much is not divided out. Nor does one whose statistic is that much further above its own min than the reference's
+    is in its quietest round: a network may be slowed down more than the reference, as a large one by programs that
+    share its cache. Of `TRIES` in a row the least disturbed one counts whatever it was.
     """
 
     def drift(m: Measurement) -> float:
-        return getattr(m, f"reference_{statistic}") / quiet[m.reference] if m.reference else 1.0
+        if not m.reference:
+            return 1.0
+        spread = (getattr(m, statistic) / m.min) / (getattr(m, f"quiet_{statistic}") / m.quiet_min)
+        return max(getattr(m, f"reference_{statistic}") / quiet[m.reference], spread)
 
     counted: list[Measurement] = []
     tried: list[Measurement] = []

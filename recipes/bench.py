@@ -77,6 +77,7 @@ CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever 
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
 WRONG = 0.01  # the largest difference between the losses of a network and of its float32 file, relative
 STEP = 10  # networks timed between asking whether they are enough
+ASKED = 2  # of their visits, by which that is told
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -403,25 +404,30 @@ def time_samples(
 
 
 def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: float) -> tuple[int, np.ndarray]:
-    """How many of the first rows of X are timed for `time_samples`, and their latencies."""
+    """How many of the first rows of X are timed for `time_samples`, and their latencies.
+
+    Whether they are enough is asked after the first visits. The others are of all rows together: a visit of a few
+    networks takes seconds, and what disturbs the reference meanwhile shifts them all alike.
+    """
     errors: dict[int, float] = {}
+    asked = min(ASKED, VISITS)
     first = FEW_SAMPLES if bench.sources else FIRST_SAMPLES
     least = first if math.isinf(most_seconds) else STEP
     for n in range(least, len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
-        ms = bench.latencies(X[:n], "timing samples")
+        ms = bench.latencies(X[:n], "timing samples", asked)
         ran = np.isfinite(ms)
         if ran.sum() < LEAST_SAMPLES and (n == len(X) or n >= first):
             raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
-        if samples is None and ran.sum() >= LEAST_SAMPLES and bench.busy_seconds(X[:n]) > most_seconds:
+        if samples is None and ran.sum() >= LEAST_SAMPLES and bench.busy_seconds(X[:n], asked) > most_seconds:
             break
         if samples is None and n >= first:
             model = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
             errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
-            noise = bench.noise_floor(X[:n][ran]) / 2  # the mean of two halves errs half as much as they differ
+            noise = bench.noise_floor(X[:n][ran], asked) / 2  # the mean of two halves errs half as much as they differ
             if (model.transfers_ or n >= FIRST_SAMPLES) and enough(errors, noise):
                 break
-    return n, ms
+    return n, bench.latencies(X[:n], "timing samples")
 
 
 def slowest(final: dict[str, Any]) -> float:
@@ -583,10 +589,11 @@ class Bench:
 
     # ---- latency
 
-    def latencies(self, X: np.ndarray, what: str) -> np.ndarray:
+    def latencies(self, X: np.ndarray, what: str, visits: int | None = None) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X, drift divided out, of files of the faster exporter if it `agrees`:
-        what predictors are fitted on. Infinite where the network fails on the device."""
-        return self._latencies(X, self.exporter, what)
+        what predictors are fitted on. By the first `visits`, all `VISITS` if left out; infinite where the network
+        fails on the device."""
+        return self._latencies(X, self.exporter, what, visits=visits)
 
     def agrees(self, X: np.ndarray, ms: np.ndarray) -> bool:
         """Whether files of the faster exporter take as long as those that ship; if not, `latencies` is of the latter.
@@ -614,17 +621,22 @@ class Bench:
         return self.exporter == "search"
 
     def _latencies(
-        self, X: np.ndarray, exporter: str, what: str, quiet: Mapping[str, float] | None = None
+        self,
+        X: np.ndarray,
+        exporter: str,
+        what: str,
+        quiet: Mapping[str, float] | None = None,
+        visits: int | None = None,
     ) -> np.ndarray:
         """What `latencies` are, of either exporter, and on the scale of what the reference takes undisturbed, if that
         is given."""
         configs = self.supernet.space.decode(X)
-        for visit in range(VISITS):  # each in an order of its own, since neighbours share what disturbs
+        for visit in range(visits or VISITS):  # each in an order of its own, since neighbours share what disturbs
             order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
             some = [configs[i] for i in order if len(self._records(configs[i], exporter)) <= visit]
             some = [config for config in some if not self._failures(config, exporter)]
             self._time(some, exporter, f"{what}, again" if visit else what)
-        records = [self._visits(config, exporter) for config in configs]
+        records = [self._visits(config, exporter, visits) for config in configs]
         ran = [bool(measurements) for measurements in records]
         records = list(filter(None, records))
         ms = np.full(len(configs), np.inf)
@@ -717,17 +729,19 @@ class Bench:
         """The id of the network that is timed beside all others: the smallest."""
         return self._key(self.supernet.space.smallest(), "search")[0]
 
-    def noise_floor(self, X: np.ndarray) -> float:
+    def noise_floor(self, X: np.ndarray, visits: int | None = None) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
-        return noise_floor(self._visits(config, self.exporter) for config in self.supernet.space.decode(X))
+        return noise_floor(self._visits(config, self.exporter, visits) for config in self.supernet.space.decode(X))
 
-    def busy_seconds(self, X: np.ndarray) -> float:
-        """For how many seconds the rows of X ran when they were timed, or were waited for in vain."""
+    def busy_seconds(self, X: np.ndarray, visits: int) -> float:
+        """For how many seconds the rows of X run in all `VISITS`, told by the first `visits`, or were waited for in
+        vain."""
         configs = self.supernet.space.decode(X)
-        known = [m for config in configs for m in self._visits(config, self.exporter)]
+        known = [m for config in configs for m in self._visits(config, self.exporter, visits)]
         reasons = [why for c in configs for failed in self._failures(c, self.exporter) for why in failed["reasons"]]
         waited = sum(float(found[1]) for why in reasons if (found := re.search(r"no answer in ([\d.]+) s", why)))
-        return waited + sum(m.rounds * (m.runs + self.device.warmup) * m.median / 1e3 for m in known)
+        ran = sum(m.rounds * (m.runs + self.device.warmup) * m.median / 1e3 for m in known)
+        return waited + ran * VISITS / visits
 
     def _quiet(self, networks: Iterable[Sequence[Measurement]]) -> dict[str, float]:
         return undisturbed((m for measurements in networks for m in measurements), self.device.statistic)
@@ -770,9 +784,9 @@ class Bench:
         records = [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
         return [m for m in records if m.reference == self._reference]
 
-    def _visits(self, config: Any, exporter: str) -> Sequence[Measurement]:
+    def _visits(self, config: Any, exporter: str, visits: int | None = None) -> Sequence[Measurement]:
         """Those that predictors learn from: later ones change nothing that is known."""
-        return self._records(config, exporter)[:VISITS]
+        return self._records(config, exporter)[: visits or VISITS]
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._key(config, exporter)

@@ -230,9 +230,9 @@ def test_torchs_thread_count_is_put_back():
     assert counts() == before
 
 
-def made_up(slow, ms=2.0, reference="r"):
-    """A measurement of a network of `ms` on a machine that is `slow` times as slow as usual."""
-    times, reference_times = ((slow * ms,) * 8,) * 4, ((slow * 1.0,) * 16,) * 4
+def made_up(slow, ms=2.0, reference="r", least=1.0):
+    """A measurement of a network of `ms` on a machine that is `slow` times as slow as usual; the first run of a round `least` of that."""
+    times, reference_times = ((slow * ms * least, *(slow * ms,) * 7),) * 4, ((slow * 1.0,) * 16,) * 4
     return Measurement.of(times, reference, reference_times, "now", {})
 
 
@@ -254,6 +254,13 @@ def test_a_budget_is_judged_by_measurements_with_little_drift():
     assert judged([bad, good, bad], "median", quiet) == [good]
     assert judged([worse, bad, worse, bad, good], "median", quiet) == [bad, good]
     assert judged([made_up(9.0, reference="")], "median", {}) == [made_up(9.0, reference="")]
+
+
+def test_a_budget_is_judged_by_measurements_whose_runs_are_close_together():
+    quiet, good, bad = {"r": 1.0}, made_up(1.0, least=0.9), made_up(1.0, least=0.8)
+    assert judged([bad, good, bad], "median", quiet) == [good]
+    assert judged([bad, good, bad], "min", quiet) == [bad, good, bad]
+    assert judged([bad, made_up(1.3), bad, good], "median", quiet) == [bad, good]
 
 
 def test_without_a_reference_times_stay_as_they_are():

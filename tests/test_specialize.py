@@ -217,6 +217,26 @@ def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypa
     assert len(orders) == 3 and all(a != b and set(a) == set(b) for a, b in zip(orders, orders[1:]))
 
 
+def test_more_samples_are_asked_for_by_the_first_visits_and_the_others_are_of_all(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "VISITS", 3)
+    monkeypatch.setattr(bench, "FIRST_SAMPLES", 6)
+    monkeypatch.setattr(bench, "STEP", 3)
+    monkeypatch.setattr(bench, "enough", lambda errors, floor: max(errors) == 9)
+    numbers, timing, store = [], bench.Bench._time, str(tmp_path / "store")
+
+    def spying(self, configs, exporter, what):
+        numbers.append(len(configs))
+        timing(self, configs, exporter, what)
+
+    monkeypatch.setattr(bench.Bench, "_time", spying)
+    told = []
+    for _ in range(2):  # the second one, which finds all visits, does as the first
+        with open_bench(str(folder), "torch", None, store, str(tmp_path / "files"), "process") as opened:
+            told.append(bench.time_samples(opened, None, np.random.default_rng(0))[1].tolist())
+    assert [n for n in numbers if n] == [6, 6, 3, 3, 9]
+    assert told[0] == told[1] and len(told[0]) == 9
+
+
 def test_what_was_timed_beside_another_reference_does_not_count(folder, tmp_path, work):
     with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
         X = bench.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
@@ -238,7 +258,7 @@ def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(fold
             factor = slow[min(work["timed"], len(slow)) - 1]
             times = {f"reference_{name}": 0.1 * factor for name in STATISTICS}
             median = 0.4 * factor if factor == 1 else 0.5 * factor
-            yield key, dataclasses.replace(m, median=median, **times, quiet_median=0.1, quiet_min=0.1)
+            yield key, dataclasses.replace(m, min=median, median=median, **times, quiet_median=0.1, quiet_min=0.1)
 
     monkeypatch.setattr(bench, "measure", drifting)
     store = str(tmp_path / "store.sqlite")
