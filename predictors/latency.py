@@ -143,6 +143,28 @@ def fit_relative_huber(
     return float(solution[0] - mean @ coef), coef
 
 
+def most_telling(terms: np.ndarray, first: int = 0) -> np.ndarray:
+    """The order (n,) of rows of terms (n, terms) in which each tells a linear model the most beyond those before it.
+
+    After the `first` rows, which stay where they are, it is always the one whose prediction varies most given those
+    before (a sequential D-optimal design: Wynn, Annals of Mathematical Statistics 41, 1970). Of few rows that were
+    drawn at random, chance decides how well they determine the model.
+    """
+    scale = terms.std(axis=0)
+    scale[scale <= 1e-12 * np.abs(terms.mean(axis=0))] = np.inf
+    rows = np.column_stack([np.ones(len(terms)), (terms - terms.mean(axis=0)) / scale])
+    covariance = 100 * np.eye(rows.shape[1])  # of the coefficients; large, since nothing is known
+    variance = 100 * (rows**2).sum(axis=1)  # of the predictions
+    order = np.empty(len(rows), dtype=int)
+    for k in range(len(rows)):
+        order[k] = i = k if k < first else variance.argmax()
+        told, row = covariance @ rows[i], rows[i]
+        covariance -= np.outer(told, told) / (1 + row @ told)
+        variance -= (rows @ told) ** 2 / (1 + row @ told)
+        variance[i] = -np.inf
+    return order
+
+
 def enough(errors: Mapping[int, float], floor: float) -> bool:
     """Whether more measurements would tell a latency predictor little more.
 

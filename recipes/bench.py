@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from predictors.accuracy import AccuracyPredictor
 from predictors.devices import Device
 from predictors.engines import ENGINES, NetworkError, peak_memory
-from predictors.latency import LatencyPredictor, enough, quality
+from predictors.latency import LatencyPredictor, enough, most_telling, quality
 from predictors.measuring import (
     ATTEMPTS,
     TOO_NOISY,
@@ -383,12 +383,14 @@ def time_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows X that a latency predictor is fitted on, and their latencies in ms; infinite where a network fails.
 
-    As many as `samples`; or, where that is None, until more would tell little (`predictors.latency.enough`), at most
-    `most`, and no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
+    Of random ones, always the one that tells most beyond those before it. As many as `samples`; or, where that is None,
+    until more would tell little (`predictors.latency.enough`), at most `most`, and no more once the device was busy for
+    `most_seconds`. ValueError where hardly any network runs.
     """
     pool = latency_rows(bench.supernet.space, max(most, MOST_SAMPLES, samples or 0), rng)  # the same for any `most`
     if bench.sources is None:
         bench.sources = bench.other_devices(pool)
+    pool = pool[most_telling(np.stack(list(bench.supernet.cost_terms(pool).values()), axis=1), first=2)]
     X = pool[: most if samples is None else samples]
     n, ms = time_enough(bench, X, samples, most_seconds)
     if not bench.agrees(X[:n][np.isfinite(ms)], ms[np.isfinite(ms)]):

@@ -231,7 +231,8 @@ def test_torchs_thread_count_is_put_back():
 
 
 def made_up(slow, ms=2.0, reference="r", least=1.0):
-    """A measurement of a network of `ms` on a machine that is `slow` times as slow as usual; the first run of a round `least` of that."""
+    """A measurement of a network of `ms` on a machine that is `slow` times as slow as usual, but for the first run of a
+    round, which takes `least` of that."""
     times, reference_times = ((slow * ms * least, *(slow * ms,) * 7),) * 4, ((slow * 1.0,) * 16,) * 4
     return Measurement.of(times, reference, reference_times, "now", {})
 
