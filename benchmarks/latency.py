@@ -5,7 +5,7 @@
 Of each device 60 uniformly random subnets are timed to fit the predictor and 40 others, later, to test it. Printed are
 the mean absolute relative errors in % on the 40: of the predictor, of a straight line on MACs and of a constant; the
 noise floor of the measurements; how many of the 40 the predictor's 90 % intervals hold, as the mean over 10 random
-splits of the 100; and where `supernet measure --samples auto` stops, which times random subnets of its own, with its
+splits of the 100; and where `supernet measure --samples auto` stops, which times subnets that it chooses, with its
 predictor's error. Each device but the first also has the error of a predictor that is fitted on 10 of its measurements
 with the first one's predictor as its source, and without it, as the mean over 20 draws.
 

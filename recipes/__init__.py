@@ -179,9 +179,10 @@ def measure(
     engine: str = "process",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Time random networks of a supernet on a device, and tell how well a latency predictor does on them.
+    """Time networks of a supernet on a device, and tell how well a latency predictor does on them.
 
-    What is measured goes to the store, from which `specialize` takes it.
+    They are those of 200 random ones from which a linear model learns most. What is measured goes to the store, from
+    which `specialize` takes it.
 
     Args:
         supernet: folder of a supernet; it need not be trained.

@@ -327,7 +327,7 @@ def spread_budgets(bench: Bench, samples: int | None, n: int, seed: int) -> list
 
 
 def measure_space(bench: Bench, samples: int | None, max_samples: int, max_seconds: float, seed: int) -> dict[str, Any]:
-    """Time random networks, and report how well a latency predictor and two simpler ones do on them."""
+    """Time networks, and report how well a latency predictor and two simpler ones do on them."""
     X, ms = time_samples(bench, samples, np.random.default_rng(seed), max_samples, max_seconds)
     smallest_ms, largest_ms = ms[:2]
     ran = np.isfinite(ms)
@@ -364,7 +364,7 @@ class MacsAlone:
 
 
 def latency_rows(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The n rows that the latency predictor is fitted on: both ends of the space, and random ones; fewer where some of
+    """n rows that the latency predictor may be fitted on: both ends of the space, and random ones; fewer where some of
     them are the same, as in a small space."""
     return np.array(unique([*space.encode([space.smallest(), space.largest()]), *space.sample(n - 2, rng)]))
 
@@ -383,9 +383,9 @@ def time_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows X that a latency predictor is fitted on, and their latencies in ms; infinite where a network fails.
 
-    Of random ones, always the one that tells most beyond those before it. As many as `samples`; or, where that is None,
-    until more would tell little (`predictors.latency.enough`), at most `most`, and no more once the device was busy for
-    `most_seconds`. ValueError where hardly any network runs.
+    After both ends of the space always that of the `latency_rows` which tells most beyond those before it. As many as
+    `samples`; or, where that is None, until more would tell little (`predictors.latency.enough`), at most `most`, and
+    no more once the device was busy for `most_seconds`. ValueError where hardly any network runs.
     """
     pool = latency_rows(bench.supernet.space, max(most, MOST_SAMPLES, samples or 0), rng)  # the same for any `most`
     if bench.sources is None:
@@ -393,8 +393,6 @@ def time_samples(
     pool = pool[most_telling(np.stack(list(bench.supernet.cost_terms(pool).values()), axis=1), first=2)]
     X = pool[: most if samples is None else samples]
     n, ms = time_enough(bench, X, samples, most_seconds)
-    if not bench.agrees(X[:n][np.isfinite(ms)], ms[np.isfinite(ms)]):
-        n, ms = time_enough(bench, X, samples, most_seconds)  # now as the files that ship
     ran = np.isfinite(ms)
     floor = bench.noise_floor(X[:n][ran])
     if floor > TOO_NOISY:
@@ -408,8 +406,9 @@ def time_samples(
 def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: float) -> tuple[int, np.ndarray]:
     """How many of the first rows of X are timed for `time_samples`, and their latencies.
 
-    Whether they are enough is asked after the first visits. The others are of all rows together: a visit of a few
-    networks takes seconds, and what disturbs the reference meanwhile shifts them all alike.
+    The first few tell which exporter's files are timed (`Bench.agrees`). Whether they are enough is asked after the
+    first visits. The others are of all rows together: a visit of a few networks takes seconds, and what disturbs the
+    reference meanwhile shifts them all alike.
     """
     errors: dict[int, float] = {}
     asked = min(ASKED, VISITS)
@@ -419,6 +418,9 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
         n = min(n, len(X))
         ms = bench.latencies(X[:n], "timing samples", asked)
         ran = np.isfinite(ms)
+        if ran.any() and not bench.agrees(X[:n][ran], ms[ran]):
+            ms = bench.latencies(X[:n], "timing samples", asked)  # now as the files that ship
+            ran = np.isfinite(ms)
         if ran.sum() < LEAST_SAMPLES and (n == len(X) or n >= first):
             raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
         if samples is None and ran.sum() >= LEAST_SAMPLES and bench.busy_seconds(X[:n], asked) > most_seconds:

@@ -34,7 +34,7 @@ def main() -> None:
     from predictors.devices import get_device
     from predictors.store import Store
     from recipes import export, import_families, make_data, read_section, specialize
-    from recipes.bench import Bench, latency_rows
+    from recipes.bench import Bench, time_samples
     from supernet.export import load
 
     torch.set_num_threads(1)
@@ -46,8 +46,7 @@ def main() -> None:
     with Store(run / "measurements.sqlite") as store:
         bench = Bench(supernet, data, get_device(DEVICE), store, out / "onnx", section)
         # The networks that `specialize` will time, first: they show what this machine's undisturbed speed is.
-        samples = latency_rows(space, 60, np.random.default_rng(0))
-        bench.latencies(samples, "timing samples")
+        samples, _ = time_samples(bench, None, np.random.default_rng(0))
         bench.fix_scale(samples)
         smallest, largest = bench.final_latencies(space.encode([space.smallest(), space.largest()]), "timing both ends")
         budget = smallest + 0.4 * (largest - smallest)
