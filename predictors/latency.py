@@ -122,8 +122,7 @@ def fit_relative_huber(
     Iteratively reweighted least squares; residuals beyond 1.345 robust standard deviations (95 % efficient on Gaussian
     noise) count linearly. The penalty is on the standardised terms, relative to the mean of y, except the `free` ones.
     """
-    mean, scale = terms.mean(axis=0), terms.std(axis=0)
-    scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # a constant term tells nothing that the intercept does not
+    mean, scale = mean_and_scale(terms)
     rows = np.column_stack([np.ones(len(y)), (terms - mean) / scale]) / y[:, None]
     penalties = np.full(terms.shape[1], alpha / y.mean() ** 2)
     if free is not None:
@@ -143,6 +142,16 @@ def fit_relative_huber(
     return float(solution[0] - mean @ coef), coef
 
 
+def mean_and_scale(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What standardises terms (n, terms): each one's mean and standard deviation.
+
+    That of a constant term, which tells nothing that an intercept does not, is infinite.
+    """
+    mean, scale = terms.mean(axis=0), terms.std(axis=0)
+    scale[scale <= 1e-12 * np.abs(mean)] = np.inf
+    return mean, scale
+
+
 def most_telling(terms: np.ndarray, first: int = 0) -> np.ndarray:
     """The order (n,) of rows of terms (n, terms) in which each tells a linear model the most beyond those before it.
 
@@ -150,9 +159,8 @@ def most_telling(terms: np.ndarray, first: int = 0) -> np.ndarray:
     before (a sequential D-optimal design: Wynn, Annals of Mathematical Statistics 41, 1970). Of few rows that were
     drawn at random, chance decides how well they determine the model.
     """
-    scale = terms.std(axis=0)
-    scale[scale <= 1e-12 * np.abs(terms.mean(axis=0))] = np.inf
-    rows = np.column_stack([np.ones(len(terms)), (terms - terms.mean(axis=0)) / scale])
+    mean, scale = mean_and_scale(terms)
+    rows = np.column_stack([np.ones(len(terms)), (terms - mean) / scale])
     covariance = 100 * np.eye(rows.shape[1])  # of the coefficients; large, since nothing is known
     variance = 100 * (rows**2).sum(axis=1)  # of the predictions
     order = np.empty(len(rows), dtype=int)

@@ -181,8 +181,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time networks of a supernet on a device, and tell how well a latency predictor does on them.
 
-    They are those of 200 random ones from which a linear model learns most. What is measured goes to the store, from
-    which `specialize` takes it.
+    They are those of random ones from which a linear model learns most. What is measured goes to the store, from which
+    `specialize` takes it.
 
     Args:
         supernet: folder of a supernet; it need not be trained.
