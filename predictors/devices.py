@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -19,6 +21,7 @@ from predictors.runtimes import RUNTIMES, Run, RunPart, Source, gpu_name
 from predictors.store import digest
 
 STATISTICS = {"min": 0, "p10": 10, "median": 50, "p90": 90}  # as percentiles
+ADDR_NO_RANDOMIZE = 0x0040000  # of Linux's personality(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +73,18 @@ class Device:
             raise ValueError(f"{self.name}: at least 3 rounds and 20 runs in all, not {self.rounds} of {self.runs}")
 
     def fingerprint(self) -> dict[str, Any]:
-        """The machine, the runtime's version and the CPUs in use. A runtime that is not installed is an ImportError."""
+        """The machine, the runtime's version, the CPUs in use and whether the process that times has a `fixed_layout`.
+
+        A runtime that is not installed is an ImportError.
+        """
+        with fixed_layout() as fixed:
+            layout = "fixed" if fixed else "random"
         return {
             "cpu": cpu_model(),
             "machine": platform.machine(),
             "system": platform.system(),
             "version": RUNTIMES[self.runtime].version(),
+            "layout": layout,
             "cpus": list(self.cpus()),
         } | ({"gpu": gpu_name()} if self.place == "cuda" else {})
 
@@ -214,6 +223,37 @@ def read_device(path: Path) -> Device:
         return Device(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def fixed_layout() -> Iterator[bool]:
+    """Processes that are started meanwhile have their memory at the same addresses every time; yields whether they do.
+
+    Linux alone can, and not in every container. Where in its memory a process has its code and its data changes what
+    a network takes, by a percent or two in some runtimes, and that of one network otherwise than that of another
+    (Mytkowicz et al., ASPLOS 2009): at random places a second process would contradict the first.
+    """
+    before = personality()
+    fixed = before >= 0 and personality(before | ADDR_NO_RANDOMIZE) >= 0
+    try:
+        yield fixed
+    finally:
+        if fixed:
+            personality(before)
+
+
+def has_fixed_layout() -> bool:
+    """Whether this process was started in a `fixed_layout`."""
+    return personality() > 0 and bool(personality() & ADDR_NO_RANDOMIZE)
+
+
+def personality(new: int = 0xFFFFFFFF) -> int:
+    """What Linux's personality(2) of this thread was, which the processes that it starts inherit, and is to be, if
+    given; negative where it is not told."""
+    try:
+        return ctypes.CDLL(None).personality(ctypes.c_ulong(new))
+    except (AttributeError, TypeError):  # another system
+        return -1
 
 
 def cpu_model() -> str:

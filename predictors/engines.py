@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from predictors.devices import Device
+from predictors.devices import Device, fixed_layout, has_fixed_layout
 from predictors.runtimes import RUNTIMES, Run, RunPart, Runtime, Source
 
 # Errors of what was asked for, not of the network.
@@ -43,7 +43,7 @@ class Worker:
 
     def fingerprint(self) -> dict[str, Any]:
         """The machine that this is, as the device sees it."""
-        return self.device.fingerprint()
+        return self.device.fingerprint() | {"layout": "fixed" if has_fixed_layout() else "random"}
 
     def load(self, key: str, source: Source) -> None:
         """Load a network, and run it once, since that allocates."""
@@ -166,7 +166,8 @@ def thread_engine(device: Device) -> Iterator[Call]:
 
 @contextmanager
 def process_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
-    """A worker in a pinned process of its own, replaced by a fresh one, without networks, whenever a call fails.
+    """A worker in a pinned process of its own, in a `fixed_layout` if the system lets, replaced by a fresh one, without
+    networks, whenever a call fails.
 
     A call that takes longer than `limit` seconds fails. The process may use as much memory as was free when it began,
     and is the first that the system ends when memory runs out. Sources must be picklable.
@@ -341,7 +342,7 @@ class _Process:
             raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
-        with theirs:
+        with theirs, fixed_layout():
             self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         self._connection = Connection(ours.detach())
         self._connection.send_bytes(pickle.dumps(device))

@@ -6,13 +6,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from predictors.devices import DEVICES
+from predictors.devices import DEVICES, has_fixed_layout, personality
 from predictors.engines import (
+    ENGINES,
     NetworkError,
     alone_here,
     cache_evictor,
@@ -78,6 +80,12 @@ def hold_64_mb(x):
     return numpy.ones(2**23)
 
 
+def place(x):
+    with open(os.environ["WHERE"], "a") as file:
+        print(ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value, file=file)
+    return x
+
+
 def where(x):
     with open(os.environ["WHERE"], "a") as file:
         print(os.getpid(), *os.sched_getaffinity(0), file=file)
@@ -123,14 +131,11 @@ def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(m
         assert (results[key].rounds, results[key].runs) == (4, 5) and results[key].reference_p10 > 0
 
 
-def test_a_network_that_hangs_is_stopped_at_the_limit(misbehaving):
-    began = time.monotonic()
-    with process_engine(TORCH, limit=20) as call:
-        call("load", "good", good())
-        with process_engine(TORCH, limit=2) as other, pytest.raises(NetworkError, match="no answer in 2 s"):
-            other("load", "bad", (misbehaving.hang, INPUTS))
-        assert len(call("time", "good")) == 5
-    assert time.monotonic() - began < 60
+def test_a_network_that_hangs_is_stopped_at_the_limit_and_no_other_loses_a_round(misbehaving, monkeypatch):
+    monkeypatch.setitem(ENGINES, "process", partial(process_engine, limit=15))
+    results = dict(measure(TORCH, {"a": good(), "bad": (misbehaving.hang, INPUTS), "b": good()}, engine="process"))
+    assert isinstance(results["bad"], Failure) and results["bad"].reasons == ("no answer in 15 s",) * 2
+    assert [results[key].rounds for key in "ab"] == [4, 4]
 
 
 def test_what_a_network_raises_is_its_own_failure_and_no_error_of_the_user(misbehaving):
@@ -252,6 +257,23 @@ def test_the_process_is_pinned_and_this_one_is_not(misbehaving, tmp_path, monkey
     assert os.sched_getaffinity(0) == before
     ((process, *cpus),) = seen
     assert process != os.getpid() and cpus == [max(before)]
+
+
+def test_processes_that_time_have_their_code_at_the_same_place(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    before = personality()
+    for _ in range(3):
+        (timed,) = measure(TORCH, {"a": (misbehaving.place, INPUTS)}, engine="process")
+    if timed[1].device["layout"] == "random":
+        pytest.skip("this system does not fix where a process has its memory")
+    assert len(set((tmp_path / "where").read_text().splitlines())) == 1
+    assert personality() == before
+    assert TORCH.fingerprint()["layout"] == "fixed"
+
+
+def test_a_thread_has_the_layout_of_its_process():
+    (timed,) = measure(TORCH, {"a": good()})
+    assert timed[1].device["layout"] == ("fixed" if has_fixed_layout() else "random")
 
 
 def test_a_process_ends_with_its_engine(misbehaving, tmp_path, monkeypatch):
