@@ -236,7 +236,7 @@ def find_network(
         latency.fit(X, timed_ms)
     finals = list(timed.values())
     if winner is None:
-        found = "none was predicted to"
+        found = f"none was predicted to; of the others the fastest took {timed_ms.min():.3f} ms"
         if finals:
             fastest = min(finals, key=slowest)
             found = f"the fastest took {slowest(fastest):.3f} ms"
@@ -414,7 +414,7 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
     asked = min(ASKED, VISITS)
     first = FEW_SAMPLES if bench.sources else FIRST_SAMPLES
     least = first if math.isinf(most_seconds) else STEP
-    for n in range(least, len(X) + STEP, STEP) if samples is None else [samples]:
+    for n in range(min(least, len(X)), len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
         ms = bench.latencies(X[:n], "timing samples", asked)
         ran = np.isfinite(ms)
@@ -554,6 +554,7 @@ class Bench:
         self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
+        self._learnt_from: set[str] = set()  # ids of files that ship whose first `VISITS` taught a predictor
         self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         self.files.mkdir(parents=True, exist_ok=True)
@@ -635,6 +636,8 @@ class Bench:
         """What `latencies` are, of either exporter, and on the scale of what the reference takes undisturbed, if that
         is given."""
         configs = self.supernet.space.decode(X)
+        if exporter == "final":
+            self._learnt_from.update(self._key(config, exporter)[0] for config in configs)
         for visit in range(visits or VISITS):  # each in an order of its own, since neighbours share what disturbs
             order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
             some = [configs[i] for i in order if len(self._records(configs[i], exporter)) <= visit]
@@ -666,7 +669,10 @@ class Bench:
             what = what.removesuffix(", again") + ", again"
 
     def _judged(self, config: Any) -> list[Measurement]:
-        return judged(self._records(config, "final"), self.device.statistic, self.quiet)
+        records = self._records(config, "final")
+        if self._key(config, "final")[0] in self._learnt_from:  # it was chosen by these: they are no judges of it
+            records = records[VISITS:]
+        return judged(records, self.device.statistic, self.quiet)
 
     def _judged_ms(self, config: Any, n: int) -> tuple[float, float]:
         """What the n-th measurement that counts tells, in ms, without drift and as the clock gave it; infinite where
@@ -695,7 +701,7 @@ class Bench:
 
     def _memory(self, config: Any, exporter: str) -> int | None:
         """The bytes that a network takes; None where it failed twice, which the store keeps as a failure to be told."""
-        name, device_id = self._key(config, exporter)
+        name, device_id = self._failure_key(config, exporter)
         key = (name, digest([device_id, "memory"]))
         if not self.store.missing("failure", [key]):
             return None
@@ -793,8 +799,13 @@ class Bench:
         return self._records(config, exporter)[: visits or VISITS]
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
-        key = self._key(config, exporter)
+        key = self._failure_key(config, exporter)
         return self.store.get("failure", [key]).get(key, [])
+
+    def _failure_key(self, config: Any, exporter: str) -> tuple[str, str]:
+        """As `_key`; that of a file that ships also by the weights, with others of which it may work."""
+        name, device_id = self._key(config, exporter)
+        return (digest([name, self.weights_id]) if exporter == "final" else name), device_id
 
     def _time(self, configs: Sequence[Any], exporter: str, what: str) -> None:
         if not configs:
@@ -809,8 +820,10 @@ class Bench:
                 ):
                     if any(result.device[name] != told for name, told in self.fingerprint.items() if name != "cpus"):
                         raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")
-                    table = "failure" if isinstance(result, Failure) else "latency"
-                    self.store.add(table, (key, self.device_id), dataclasses.asdict(result))
+                    if isinstance(result, Failure):
+                        self.store.add("failure", self._failure_key(keys[key], exporter), dataclasses.asdict(result))
+                    else:
+                        self.store.add("latency", (key, self.device_id), dataclasses.asdict(result))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
 

@@ -275,6 +275,53 @@ def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(fold
         assert work["timed"] == 5 + 3 + 1
 
 
+def test_what_a_network_was_chosen_by_does_not_judge_it(folder, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(bench, "VISITS", 2)
+    store = str(tmp_path / "store.sqlite")
+    for _ in range(2):
+        with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
+            X = bench.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
+            opened.exporter = "final"  # samples are of the files that ship
+            opened.latencies(X, "")
+            opened.fix_scale(X)
+            (ms,), config = opened.final_latencies(X[2:3], ""), opened.supernet.space.decode(X)[2]
+            confirmed = opened.confirm(config)["confirmed_with_drift_ms"]
+            assert work["timed"] == 2 * 5 + 2
+            assert np.isfinite(ms) and confirmed == opened._records(config, "final")[3].min
+
+
+def test_files_that_failed_with_other_weights_are_tried(folder, tmp_path, work, monkeypatch):
+    write, failing = bench.write_parts, [True]
+
+    def writing(network, device, folder, fast, inputs):
+        if failing and not fast:
+            raise ValueError("the weights are not finite")
+        write(network, device, folder, fast, inputs)
+
+    monkeypatch.setattr(bench, "write_parts", writing)
+    for scale in (1.0, 1.0, 1.5):
+        with open_bench(
+            str(folder), "onnxruntime", None, str(tmp_path / "store"), str(tmp_path / "files"), "process"
+        ) as opened:
+            opened.supernet.get_parameter("classifier.weight").data *= scale
+            X = bench.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
+            opened.latencies(X, "")
+            opened.fix_scale(X)
+            ran = np.isfinite(opened.final_latencies(X[2:3], "")).all()
+            assert ran == (scale != 1)
+        if work["timed"] == 6:  # it failed, and does not once more
+            failing.clear()
+    assert work["timed"] == 5 + 1 + 1
+
+
+def test_a_space_of_few_networks_is_timed_in_full(tmp_path):
+    sizes = (12, 16, 20, 24, 28, 32)
+    space = ofa.mobilenet_v3_space(kernel_size=(3,), expand_ratio=(3,), depth=(2,), resolution=sizes)
+    network = ofa.MobileNetV3(space, num_classes=10, width_mult=0.2, in_channels=1, stem_stride=1)
+    saved = save(network, tmp_path / "supernet", data=DATA)
+    assert measure(str(saved), "onnxruntime")["n"] == len(sizes)
+
+
 def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 3)
     timing, store = bench.measure, str(tmp_path / "store.sqlite")
@@ -480,7 +527,28 @@ def test_a_budget_that_is_missed_costs_no_other_one(folder, tmp_path):
     assert (tmp_path / "out" / "onnxruntime-50ms" / "report.json").is_file()
 
 
-def test_a_front_has_networks_over_all_latencies(folder, tmp_path):
+@pytest.fixture
+def steady(monkeypatch):
+    """Latencies that multiply-accumulates tell exactly, whatever else the machine does."""
+    timing, measuring, macs = bench.Bench._time, bench.measure, {}
+
+    def knowing(self, configs, exporter, what):
+        for config in configs:
+            costs = self.supernet.costs(self.supernet.space.encode([config]))
+            macs[self._key(config, exporter)[0]] = costs["macs"][0]
+        timing(self, configs, exporter, what)
+
+    def exact(*arguments, **options):
+        for key, measured in measuring(*arguments, **options):
+            known = dict.fromkeys(STATISTICS, macs[key] / 1e6)
+            known |= {f"{kind}_{name}": 1.0 for kind in ("reference", "quiet") for name in STATISTICS}
+            yield key, dataclasses.replace(measured, **known)
+
+    monkeypatch.setattr(bench.Bench, "_time", knowing)
+    monkeypatch.setattr(bench, "measure", exact)
+
+
+def test_a_front_has_networks_over_all_latencies(folder, tmp_path, steady):
     reports = specialize(str(folder), out=str(tmp_path / "out"), pareto=3, **FEW)
     budgets = [report["budget_ms"] for report in reports.values()]
     report = reports[next(iter(reports))]
