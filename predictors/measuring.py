@@ -34,7 +34,7 @@ class Measurement:
     p10: float
     median: float
     p90: float
-    noise: float  # relative difference in min between the first and the last half of the rounds, drift divided out
+    noise: float  # relative difference in p10 between the first and the last half of the rounds, drift divided out
     reference_min: float
     reference_p10: float
     reference_median: float
@@ -60,10 +60,10 @@ class Measurement:
     ) -> Measurement:
         """From the times (rounds, runs) of the network, and those (rounds, runs) of the reference, if there is one."""
         half = len(times) // 2
-        first, last = statistic_of(times[:half], "min"), statistic_of(times[-half:], "min")
+        first, last = statistic_of(times[:half], "p10"), statistic_of(times[-half:], "p10")
         if reference:
-            first /= statistic_of(reference_times[:half], "min")
-            last /= statistic_of(reference_times[-half:], "min")
+            first /= statistic_of(reference_times[:half], "p10")
+            last /= statistic_of(reference_times[-half:], "p10")
         rounds = reference_times if reference else ((0.0,),)
         return cls(
             **{name: statistic_of(times, name) for name in STATISTICS},
@@ -123,15 +123,15 @@ def latencies(
 
 def least_latencies(networks: Iterable[Sequence[Measurement]], quiet: Mapping[str, float] | None = None) -> np.ndarray:
     """The latency (n,) in ms of each network, from several measurements: the mean over the lower half of them of the
-    min, drift divided out as by `latencies`. What a predictor is fitted on.
+    p10, drift divided out as by `latencies`. What a predictor is fitted on.
 
     Other programs slow a network down for seconds to minutes, so that of measurements some time apart the lower ones
     were disturbed less; but where it was the reference that was disturbed, the lowest is too low. A burst
-    changes the min less than the median. With the median of the reference as `quiet` it is in terms of that: a
-    network's median is to the reference's as its min is.
+    changes the p10 less than the median, and the single runs of which a min consists repeat less well. With the median
+    of the reference as `quiet` it is in terms of that: a network's median is to the reference's as its p10 is.
     """
     networks = [list(measurements) for measurements in networks]
-    every = latencies([m for measurements in networks for m in measurements], "min", quiet)
+    every = latencies([m for measurements in networks for m in measurements], "p10", quiet)
     seen = np.split(every, np.cumsum([len(measurements) for measurements in networks]))
     return np.array([np.sort(ms)[: (len(ms) + 1) // 2].mean() for ms in seen[: len(networks)]])
 
