@@ -116,8 +116,8 @@ def coverage(terms: object, X: np.ndarray, ms: np.ndarray) -> float:
 def transfer(
     terms: Callable[[np.ndarray], dict[str, np.ndarray]], source: LatencyPredictor, X: np.ndarray, ms: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """By how they are chosen of some of the fitted rows, errors on the tested rows of predictors of 10, with and without
-    a source: means of 20 draws."""
+    """Errors on the tested rows of predictors of 10 fitted ones, with and without a source, by how the 10 are chosen:
+    means of 20 draws."""
     table = np.stack(list(terms(X).values()), axis=1)
     errors = {"most telling": np.empty((20, 2)), "random": np.empty((20, 2))}
     for seed in range(20):

@@ -428,7 +428,8 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
         if samples is None and n >= first:
             model = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
             errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
-            noise = bench.noise_floor(X[:n][ran], asked) / 2  # the mean of two halves errs half as much as they differ
+            # The mean of two halves errs half as much as they differ. That a machine is too busy excuses nothing.
+            noise = min(bench.noise_floor(X[:n][ran], asked), TOO_NOISY) / 2
             if (model.transfers_ or n >= FIRST_SAMPLES) and enough(errors, noise):
                 break
     return n, bench.latencies(X[:n], "timing samples")

@@ -338,6 +338,14 @@ def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(fold
     assert work["timed"] == 12
 
 
+def test_a_machine_that_is_too_busy_is_no_reason_to_end(folder, tmp_path, monkeypatch):
+    floors = []
+    monkeypatch.setattr(bench, "enough", lambda errors, floor: floors.append(floor) or True)
+    monkeypatch.setattr(bench.Bench, "noise_floor", lambda self, X, visits=None: 0.9)
+    measure(str(folder), "onnxruntime", store=str(tmp_path / "store.sqlite"))
+    assert floors == [measuring.TOO_NOISY / 2]
+
+
 def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(bench, "enough", lambda errors, floor: False)
     assert measure(str(folder), "onnxruntime", max_samples=23, store=str(tmp_path / "a.sqlite"))["n"] == 23
