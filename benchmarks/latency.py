@@ -8,7 +8,7 @@ noise floor of the measurements; how many of the 40 the predictor's 90 % interva
 splits of the 100; and where `supernet measure --samples auto` stops, which times subnets that it chooses, with its
 predictor's error. Each device but the first also has the error of a predictor that is fitted on 10 of its measurements
 with the first one's predictor as its source, and without it, as the mean over 20 draws of 40 of the 60: of these the 10
-which tell most, as `supernet measure` would choose them, and 10 random ones.
+which tell most (`supernet measure` chooses so, among more), and 10 random ones.
 
 Weights are random: latency does not depend on them. cnn is MobileNetV3, width 0.5, at --size pixels (64) and smaller;
 translation is that of recipes/hat/libreoffice_en_de.yaml. Measurements are in OUT/*.sqlite: a run that was

@@ -73,7 +73,8 @@ class Device:
             raise ValueError(f"{self.name}: at least 3 rounds and 20 runs in all, not {self.rounds} of {self.runs}")
 
     def fingerprint(self) -> dict[str, Any]:
-        """The machine, the runtime's version, the CPUs in use and whether the process that times has a `fixed_layout`.
+        """The machine, the runtime's version, the CPUs in use and whether a process that times has a `fixed_layout`, as
+        with every engine but "thread".
 
         A runtime that is not installed is an ImportError.
         """
@@ -227,11 +228,12 @@ def read_device(path: Path) -> Device:
 
 @contextmanager
 def fixed_layout() -> Iterator[bool]:
-    """Processes that are started meanwhile have their memory at the same addresses every time; yields whether they do.
+    """Processes that are started meanwhile get no random addresses; yields whether the system, Linux alone and not in
+    every container, lets that be.
 
-    Linux alone can, and not in every container. Where in its memory a process has its code and its data changes what
-    a network takes, by a percent or two in some runtimes, and that of one network otherwise than that of another
-    (Mytkowicz et al., ASPLOS 2009): at random places a second process would contradict the first.
+    Where in its memory a process has its code and its data changes what a network takes, by a percent or two in some
+    runtimes, and that of one network otherwise than that of another (Mytkowicz et al., ASPLOS 2009): at random places
+    a second process would contradict the first. What is left is the bias of one layout out of many.
     """
     before = personality()
     fixed = before >= 0 and personality(before | ADDR_NO_RANDOMIZE) >= 0

@@ -236,7 +236,9 @@ def find_network(
         latency.fit(X, timed_ms)
     finals = list(timed.values())
     if winner is None:
-        found = f"none was predicted to; of the others the fastest took {timed_ms.min():.3f} ms"
+        found = "none was predicted to"
+        if (short := timed_ms.min() - budget) > 0:
+            found += f"; of the samples the fastest took {timed_ms.min():.3f} ms, {short:.3f} ms too long"
         if finals:
             fastest = min(finals, key=slowest)
             found = f"the fastest took {slowest(fastest):.3f} ms"
@@ -555,7 +557,7 @@ class Bench:
         self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
-        self._learnt_from: set[str] = set()  # ids of files that ship whose first `VISITS` taught a predictor
+        self._learnt_from: set[str] = set()  # ids of files whose first `VISITS` are of samples, or in `agrees`
         self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         self.files.mkdir(parents=True, exist_ok=True)

@@ -279,6 +279,7 @@ def test_of_measurements_of_a_network_the_lower_half_counts_without_its_drift():
     networks = [several, several[:3], several[:2], several[:1], [made_up(1.0)] * 8]
     assert np.allclose(least_latencies(networks), [2.1, 2.1, 2.0, 2.2, 2.0])
     assert len(least_latencies([])) == 0
+    assert least_latencies([[made_up(1.0, least=0.5)]]) == pytest.approx([1.1])  # the p10, and not the least run
 
 
 def test_measurements_repeat_as_every_other_one_and_those_in_between_do():
