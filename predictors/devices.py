@@ -231,8 +231,8 @@ def fixed_layout() -> Iterator[bool]:
     """Processes that are started meanwhile get no random addresses; yields whether the system, Linux alone and not in
     every container, lets that be.
 
-    Where in its memory a process has its code and its data changes what a network takes, by a percent or two in some
-    runtimes, and that of one network otherwise than that of another (Mytkowicz et al., ASPLOS 2009): at random places
+    Where in its memory a process has its code and its data changes what a network takes, in some runtimes, and that of
+    one network otherwise than that of another (Mytkowicz et al., ASPLOS 2009; `benchmarks/layout.py`): at random places
     a second process would contradict the first. What is left is the bias of one layout out of many.
     """
     before = personality()
@@ -246,7 +246,7 @@ def fixed_layout() -> Iterator[bool]:
 
 def has_fixed_layout() -> bool:
     """Whether this process was started in a `fixed_layout`."""
-    return personality() > 0 and bool(personality() & ADDR_NO_RANDOMIZE)
+    return bool(max(personality(), 0) & ADDR_NO_RANDOMIZE)
 
 
 def personality(new: int = 0xFFFFFFFF) -> int:
