@@ -10,11 +10,11 @@
 `specialize` finds a network for each of 10 budgets on each device, evenly spread on a log scale from 1.05 times the
 fastest network's latency to the slowest's. `pool` times 400 random networks, whose MACs are spread evenly, and
 evaluates them on the report part of the held-out data. `later`, at least 10 minutes after `specialize`, times the files
-in 5 fresh processes and divides by what the reference network takes now and took then. `table` gives, of each budget,
-the latency then and later over the budget, and the difference to the pool's member that keeps within the budget and is
-best on one half of the report part, on the other half and on the test set, each with its paired standard error; at the
-end, how many budgets are met within 1.02 and 1.05, and at how many the network is no worse by more than one standard
-error of the other half.
+five times, every round by a fresh process at random addresses, and divides by what the reference network takes now and
+took then. `table` gives, of each budget, the latency then and later over the budget, and the difference to the pool's
+member that keeps within the budget and is best on one half of the report part, on the other half and on the test set,
+each with its paired standard error; at the end, how many budgets are met within 1.02 and 1.05, and at how many the
+network is no worse by more than one standard error of the other half.
 
 `singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the
 store only keeps what it asks for from being measured again), and prints the hypervolume of both fronts: the area that
@@ -42,7 +42,7 @@ from supernet.export import load
 from supernet.sampling import stratified
 from supernet.training import compare, means
 
-BUDGETS, POOL, PROCESSES, WAIT = 10, 400, 5, 600
+BUDGETS, POOL, TIMES, WAIT = 10, 400, 5, 600
 
 
 @contextmanager
@@ -95,8 +95,8 @@ def later(supernet: Path, device: str, out: Path) -> None:
         reference = ("reference", bench.network_file(smallest, "search"))
         files = {folder: part_file(folder_of(device, out) / folder, "subnet") for folder in networks}
         ratios = []
-        for _ in range(PROCESSES):
-            timed = dict(measure(bench.device, files, reference, engine="process"))
+        for _ in range(TIMES):
+            timed = dict(measure(bench.device, files, reference, engine="process", fresh=True))
             ratios.append([timed[key].median / timed[key].reference_median for key in files])
     took = {
         folder: float(ratio * networks[folder]["reference_ms"])

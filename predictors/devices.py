@@ -233,7 +233,8 @@ def fixed_layout() -> Iterator[bool]:
 
     Where in its memory a process has its code and its data changes what a network takes, in some runtimes, and that of
     one network otherwise than that of another (Mytkowicz et al., ASPLOS 2009; `benchmarks/layout.py`): at random places
-    a second process would contradict the first. What is left is the bias of one layout out of many.
+    a second process would contradict the first. What is left is the bias of one layout out of many, against which
+    `measure` has `fresh`.
     """
     before = personality()
     fixed = before >= 0 and personality(before | ADDR_NO_RANDOMIZE) >= 0

@@ -138,17 +138,19 @@ def waiting_for(method: str) -> AbstractContextManager[None]:
     return alone_here() if method == "time" else nullcontext()
 
 
-Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker
+Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker, and "end" of some
 
 
 @contextmanager
-def thread_engine(device: Device) -> Iterator[Call]:
-    """A worker on a pinned thread of this process.
+def thread_engine(device: Device, fixed: bool = True) -> Iterator[Call]:
+    """A worker on a pinned thread of this process; one that is not `fixed` is a ValueError.
 
     Linux pins a thread and what it starts, not a process: a pool that the runtime already keeps for the caller's thread
     would stay where it was, and pinning the caller would pin whatever else it starts. A thread of its own does neither.
     What crashes the runtime ends this process; `process_engine` survives it.
     """
+    if not fixed:
+        raise ValueError("a thread cannot be moved to another process: the engine must be process or ray")
     cpus, worker = device.cpus(), Worker(device)
 
     def call(method: str, *arguments: Any) -> Any:
@@ -165,19 +167,24 @@ def thread_engine(device: Device) -> Iterator[Call]:
 
 
 @contextmanager
-def process_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
-    """A worker in a pinned process of its own, in a `fixed_layout` if the system lets, replaced by a fresh one, without
-    networks, whenever a call fails.
+def process_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iterator[Call]:
+    """A worker in a pinned process of its own, replaced by a fresh one, without networks, whenever a call fails.
 
-    A call that takes longer than `limit` seconds fails. The process may use as much memory as was free when it began,
-    and is the first that the system ends when memory runs out. Sources must be picklable.
+    It has a `fixed_layout`, if the system lets; if not `fixed`, random addresses, as other programs have them, and
+    others after call("end"). A call that takes longer than `limit` seconds fails. The process may use as much memory as
+    was free when it began, and is the first that the system ends when memory runs out. Sources must be picklable.
     """
     worker: _Process | None = None
 
     def call(method: str, *arguments: Any) -> Any:
         nonlocal worker
+        if method == "end":
+            if worker is not None:
+                worker.end()
+                worker = None
+            return None
         if worker is None:
-            worker = _Process(device)
+            worker = _Process(device, fixed)
         try:
             with waiting_for(method):
                 return worker.call(limit, method, *arguments)
@@ -189,12 +196,11 @@ def process_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
     try:
         yield call
     finally:
-        if worker is not None:
-            worker.end()
+        call("end")
 
 
 @contextmanager
-def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
+def ray_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iterator[Call]:
     """A worker in a process of its own on that machine of a Ray cluster which has the device (the extra `ray`).
 
     The machine says so by a custom resource: `ray start --resources '{"device:NAME": 1}'`. The worker holds one of it
@@ -215,7 +221,9 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
 
     def made() -> Any:
         """A host that holds the device, however long others do before."""
-        host = ray.remote(num_cpus=0, resources={token: 1})(_Host).remote(device, RUNTIMES[device.runtime], limit)
+        host = ray.remote(num_cpus=0, resources={token: 1})(_Host).remote(
+            device, RUNTIMES[device.runtime], fixed, limit
+        )
         ready = host.ready.remote()
         while not ray.wait([ready], timeout=10)[0]:
             if not there():
@@ -262,8 +270,8 @@ def ray_engine(device: Device, limit: float = 300.0) -> Iterator[Call]:
 class _Host:
     """What runs on the device's machine, one at a time: the process engine, which gets files that arrived as files."""
 
-    def __init__(self, device: Device, runtime: Runtime, limit: float) -> None:
-        self._device, self._limit, self._stack = device, limit, ExitStack()
+    def __init__(self, device: Device, runtime: Runtime, fixed: bool, limit: float) -> None:
+        self._device, self._fixed, self._limit, self._stack = device, fixed, limit, ExitStack()
         RUNTIMES[device.runtime] = runtime  # it may be of another package
 
     def ready(self) -> None:
@@ -272,7 +280,7 @@ class _Host:
                 os.setpriority(os.PRIO_PROCESS, 0, 0)
             except PermissionError as error:
                 raise OSError("Ray's workers have a low priority here: start it with RAY_worker_niceness=0") from error
-        self._call = self._stack.enter_context(process_engine(self._device, self._limit))
+        self._call = self._stack.enter_context(process_engine(self._device, self._fixed, self._limit))
 
     def call(self, method: str, *arguments: Any) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -330,7 +338,7 @@ def peak_memory(device: Device, source: Source, engine: str = "process") -> int:
 class _Process:
     """A process that serves the calls of one worker."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, fixed: bool) -> None:
         unknown = (
             f"{device.name}: the process that times cannot import its runtime {device.runtime}: put it in a module"
         )
@@ -342,7 +350,7 @@ class _Process:
             raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
-        with theirs, fixed_layout():
+        with theirs, fixed_layout() if fixed else nullcontext():
             self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         self._connection = Connection(ours.detach())
         self._connection.send_bytes(pickle.dumps(device))

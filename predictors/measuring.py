@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -184,6 +185,7 @@ def measure(
     group: int = 3,
     seed: int = 0,
     engine: str = "thread",
+    fresh: bool = False,
 ) -> Iterator[tuple[str, Measurement | Failure]]:
     """Time networks on a device; yields (key, Measurement) as soon as a network has had all its rounds.
 
@@ -195,8 +197,9 @@ def measure(
     Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one that a network may
     crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too, as where it cannot
     be exported; no other network loses a round; or "ray", such a process on the machine of a Ray cluster that has the
-    device. A source that is not what the device times raises ValueError, TypeError or OSError; a reference that fails,
-    NetworkError.
+    device. With `fresh` every round is by another process, at random addresses as other programs have them: what one
+    process takes differs from what the next one does, more than its own runs tell. A source that is not what the device
+    times raises ValueError, TypeError or OSError; a reference that fails, NetworkError.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
@@ -206,7 +209,7 @@ def measure(
     active: deque[_Timing] = deque()
     if engine != "ray":
         device.cpus()  # before any process is asked to run on them
-    with ENGINES[engine](device) as call:
+    with ENGINES[engine](device, fixed=not fresh) as call:
         description = dataclasses.asdict(device) | call("fingerprint")
         bench = _Bench(call)
         standard = None if reference is None else _Timing(*reference)
@@ -215,6 +218,8 @@ def measure(
             if not active:
                 return
             began = time.perf_counter()
+            if fresh:
+                bench.restart()
             before = () if standard is None else bench.time(standard)
             timed = [(active[i], times) for i in rng.permutation(len(active)) if (times := bench.time(active[i]))]
             after = () if standard is None else bench.time(standard)
@@ -278,6 +283,12 @@ class _Bench:
         except Exception as error:
             error.add_note(f"while timing {timing.key}")
             raise
+
+    def restart(self) -> None:
+        """Go on in another process."""
+        with suppress(NetworkError):  # the worker was lost since
+            self._call("end")
+        self._loaded.clear()
 
     def drop(self, timing: _Timing) -> None:
         if timing in self._loaded:

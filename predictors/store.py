@@ -29,15 +29,17 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 7  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 8  # "SUPR", kept in the file's header with the version of its tables
 RUNS = ("min", "p10", "median", "p90")  # in ms, of the runs of a network and of its reference, in all and when quiet
 FIGURES = (*RUNS, "noise", *(f"{kind}_{name}" for kind in ("reference", "quiet") for name in RUNS))
+LATENCY = Table(
+    ("network_id", "device_id"),
+    dict.fromkeys(FIGURES, "REAL")
+    | {"rounds": "INTEGER", "runs": "INTEGER", "reference": "NAME", "taken": "TEXT", "device": "SHARED JSON"},
+)
 TABLES = {
-    "latency": Table(
-        ("network_id", "device_id"),
-        dict.fromkeys(FIGURES, "REAL")
-        | {"rounds": "INTEGER", "runs": "INTEGER", "reference": "NAME", "taken": "TEXT", "device": "SHARED JSON"},
-    ),
+    "latency": LATENCY,
+    "confirmation": LATENCY,  # of networks that met a budget: each round by another process
     "footprint": Table(("network_id", "device_id", "kind"), {"mb": "REAL"}),
     "failure": Table(("network_id", "device_id"), {"reasons": "JSON", "taken": "TEXT", "device": "SHARED JSON"}),
     "accuracy": Table(("network_id", "weights_id", "data_id"), {"accuracy": "REAL", "loss": "REAL"}),
@@ -68,9 +70,9 @@ def network_id(family: str, arguments: Mapping[str, Any], config: Any) -> str:
 class Store:
     """Measurements by key, only ever added to; a context manager.
 
-    `TABLES` has the columns: `latency` and `failure` are keyed by (network_id, device_id), `footprint` by its kind too,
-    `accuracy` and `items` by (network_id, weights_id, data_id). The network_id of failures of files that ship is that
-    of the network with its weights. One key may have several records, as they were taken.
+    `TABLES` has the columns: `latency`, `confirmation` and `failure` are keyed by (network_id, device_id), `footprint`
+    by its kind too, `accuracy` and `items` by (network_id, weights_id, data_id). The network_id of failures of files
+    that ship is that of the network with its weights. One key may have several records, as they were taken.
     Each `add` is a commit of its own, so that a killed process loses nothing that `add` returned from; several
     processes may write at once, each with its own Store. A file that is not a store, is damaged or has other tables
     raises ValueError: what SQLite's quick_check finds when it is opened (its integrity_check, which also compares

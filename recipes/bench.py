@@ -557,7 +557,6 @@ class Bench:
         self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
-        self._learnt_from: set[str] = set()  # ids of files whose first `VISITS` are of samples, or in `agrees`
         self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
         self.files.mkdir(parents=True, exist_ok=True)
@@ -639,8 +638,6 @@ class Bench:
         """What `latencies` are, of either exporter, and on the scale of what the reference takes undisturbed, if that
         is given."""
         configs = self.supernet.space.decode(X)
-        if exporter == "final":
-            self._learnt_from.update(self._key(config, exporter)[0] for config in configs)
         for visit in range(visits or VISITS):  # each in an order of its own, since neighbours share what disturbs
             order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
             some = [configs[i] for i in order if len(self._records(configs[i], exporter)) <= visit]
@@ -657,33 +654,32 @@ class Bench:
         """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out: the statistic that budgets
         are judged by, of the first measurement that counts, on a scale that was fixed. Infinite where it fails."""
         configs = self.supernet.space.decode(X)
-        self._judge(configs, 1, what)
-        return np.array([self._judged_ms(config, 1)[0] for config in configs])
+        return np.array([ms for ms, _ in self._judge(configs, "latency", what)])
 
     def confirm(self, config: Any) -> dict[str, float]:
-        """A second, independent measurement of the file that ships, in ms, without drift and as the clock gave it."""
-        self._judge([config], 2, "confirming")
-        return dict(zip(("confirmed_ms", "confirmed_with_drift_ms"), self._judged_ms(config, 2)))
+        """A second, independent measurement of the file that ships, each round by another process as those that will
+        run it are others, in ms, without drift and as the clock gave it."""
+        (judgement,) = self._judge([config], "confirmation", "confirming")
+        return dict(zip(("confirmed_ms", "confirmed_with_drift_ms"), judgement))
 
-    def _judge(self, configs: Sequence[Any], n: int, what: str) -> None:
-        """Time the files that ship until n measurements of each are `judged`."""
-        while some := [c for c in configs if not self._failures(c, "final") and len(self._judged(c)) < n]:
-            self._time(some, "final", what)
+    def _judge(self, configs: Sequence[Any], table: str, what: str) -> list[tuple[float, float]]:
+        """What the first measurement in a table of the store that is `judged` tells of each file that ships, timed
+        until there is one: in ms, without drift and as the clock gave it; infinite where the network fails first."""
+        statistic = self.device.statistic
+
+        def counted(config: Any) -> list[Measurement]:
+            return judged(self._records(config, "final", table), statistic, self.quiet)
+
+        while some := [c for c in configs if not counted(c) and not self._failures(c, "final")]:
+            self._time(some, "final", what, table)
             what = what.removesuffix(", again") + ", again"
-
-    def _judged(self, config: Any) -> list[Measurement]:
-        records = self._records(config, "final")
-        if self._key(config, "final")[0] in self._learnt_from:  # it was chosen by these: they are no judges of it
-            records = records[VISITS:]
-        return judged(records, self.device.statistic, self.quiet)
-
-    def _judged_ms(self, config: Any, n: int) -> tuple[float, float]:
-        """What the n-th measurement that counts tells, in ms, without drift and as the clock gave it; infinite where
-        the network failed before it."""
-        if len(counted := self._judged(config)) < n:
-            return math.inf, math.inf
-        (ms,) = latencies([counted[n - 1]], self.device.statistic, self.quiet)
-        return float(ms), getattr(counted[n - 1], self.device.statistic)
+        firsts = [counted(config)[:1] for config in configs]
+        return [
+            (float(latencies(first, statistic, self.quiet)[0]), getattr(first[0], statistic))
+            if first
+            else 2 * (math.inf,)
+            for first in firsts
+        ]
 
     def footprints(self, X: np.ndarray, exporter: str, kind: str) -> np.ndarray:
         """What the rows of X take, (n,) in MB: `file_mb`, the size of their files; or `memory_mb`, by how much a fresh
@@ -791,10 +787,10 @@ class Bench:
         exporter = [exporter, *by, *self.supernet.files_form] if exporter else ""
         return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
-    def _records(self, config: Any, exporter: str) -> list[Measurement]:
+    def _records(self, config: Any, exporter: str, table: str = "latency") -> list[Measurement]:
         """What was measured of a network beside the reference, as it was taken."""
         key = self._key(config, exporter)
-        records = [Measurement(**record) for record in self.store.get("latency", [key]).get(key, [])]
+        records = [Measurement(**record) for record in self.store.get(table, [key]).get(key, [])]
         return [m for m in records if m.reference == self._reference]
 
     def _visits(self, config: Any, exporter: str, visits: int | None = None) -> Sequence[Measurement]:
@@ -810,23 +806,24 @@ class Bench:
         name, device_id = self._key(config, exporter)
         return (digest([name, self.weights_id]) if exporter == "final" else name), device_id
 
-    def _time(self, configs: Sequence[Any], exporter: str, what: str) -> None:
+    def _time(self, configs: Sequence[Any], exporter: str, what: str, table: str = "latency") -> None:
         if not configs:
             return
+        fresh = table == "confirmation"
+        expected = self.fingerprint | ({"layout": "random"} if fresh else {})
         keys = {self._key(config, exporter)[0]: config for config in configs}
         sources = ((key, self._source(config, exporter)) for key, config in keys.items())
         reference = (self._reference, self._source(self.supernet.space.smallest(), "search"))
         try:
             with self._spending("timing"):
-                for key, result in progress(
-                    measure(self.device, sources, reference, engine=self.engine), len(keys), what
-                ):
-                    if any(result.device[name] != told for name, told in self.fingerprint.items() if name != "cpus"):
+                timed = measure(self.device, sources, reference, engine=self.engine, fresh=fresh)
+                for key, result in progress(timed, len(keys), what):
+                    if any(result.device[name] != told for name, told in expected.items() if name != "cpus"):
                         raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")
                     if isinstance(result, Failure):
                         self.store.add("failure", self._failure_key(keys[key], exporter), dataclasses.asdict(result))
                     else:
-                        self.store.add("latency", (key, self.device_id), dataclasses.asdict(result))
+                        self.store.add(table, (key, self.device_id), dataclasses.asdict(result))
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
 

@@ -33,7 +33,7 @@ def write_page(report: Mapping[str, Any], space: SearchSpace, config: Any, path:
         "budget": f"{report['budget_ms']:.3f} ms",
         "predicted": f"{report['predicted_latency_ms']:.3f} ms",
         "measured, first": f"{report['latency_ms']:.3f} ms",
-        "measured again": f"{report['confirmed_ms']:.3f} ms",
+        "measured again, by other processes": f"{report['confirmed_ms']:.3f} ms",
         "the same with the machine's drift": f"{report['confirmed_with_drift_ms']:.3f} ms",
         "smallest network": f"{report['smallest_ms']:.3f} ms",
         "largest network": "it failed" if report["largest_ms"] is None else f"{report['largest_ms']:.3f} ms",

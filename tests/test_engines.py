@@ -272,6 +272,31 @@ def test_processes_that_time_have_their_code_at_the_same_place(misbehaving, tmp_
     assert personality() == before
 
 
+@pytest.mark.parametrize("reference", [None, ("reference", good())])
+def test_with_fresh_every_round_is_by_another_process_at_random_addresses(
+    misbehaving, tmp_path, monkeypatch, reference
+):
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    networks = {"a": (misbehaving.where, INPUTS), "b": (misbehaving.where, INPUTS), "c": good()}
+    timed = dict(measure(TORCH, networks, reference, engine="process", fresh=True))
+    assert {(m.rounds, m.device["layout"]) for m in timed.values()} == {(TORCH.rounds, "random")}
+    seen = [line.split()[0] for line in (tmp_path / "where").read_text().splitlines()]
+    assert len(set(seen)) == TORCH.rounds
+    assert {seen.count(process) for process in seen} == {2 * (1 + TORCH.warmup + TORCH.runs)}
+
+
+def test_what_fails_in_a_fresh_process_costs_no_other_network_a_round(misbehaving):
+    networks = {"a": good(), "bad": (misbehaving.leave, INPUTS), "b": good()}
+    timed = dict(measure(TORCH, networks, ("reference", good()), engine="process", fresh=True))
+    assert isinstance(timed.pop("bad"), Failure)
+    assert {m.rounds for m in timed.values()} == {TORCH.rounds}
+
+
+def test_a_thread_is_no_fresh_process():
+    with pytest.raises(ValueError, match="a thread cannot be moved to another process: the engine must be process or"):
+        list(measure(TORCH, {"a": good()}, fresh=True))
+
+
 def test_a_thread_has_the_layout_of_its_process():
     (timed,) = measure(TORCH, {"a": good()})
     told = Path("/proc/self/personality")

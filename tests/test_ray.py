@@ -144,6 +144,11 @@ def test_files_travel(cluster, tmp_path):
         dict(measure(device, {"a": tmp_path / "absent.onnx"}, engine="ray"))
 
 
+def test_fresh_rounds_are_at_random_addresses_where_the_device_is(cluster):
+    timed = dict(measure(TORCH, {"a": good(), "b": good()}, ("reference", good()), engine="ray", fresh=True))
+    assert {(m.rounds, m.device["layout"]) for m in timed.values()} == {(TORCH.rounds, "random")}
+
+
 def test_files_are_run_on_what_they_are_given_where_the_device_is(cluster, tmp_path):
     network, x = nn.Linear(4, 2).eval(), torch.randn(3, 4)
     path = to_onnx(network, tmp_path / "network.onnx", (torch.zeros(1, 4),), fast=True)

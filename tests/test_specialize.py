@@ -180,9 +180,9 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
     assert 0 < report["cv_error"] < report["constant_error"] and report["smallest_ms"] < report["largest_ms"]
     timed, original = [], bench.Bench._time
 
-    def timing(self, configs, exporter, what):
+    def timing(self, configs, exporter, what, *table):
         timed.extend([exporter] * len(configs))
-        original(self, configs, exporter, what)
+        original(self, configs, exporter, what, *table)
 
     monkeypatch.setattr(bench.Bench, "_time", timing)
     measure(str(folder), "onnxruntime", samples=30, store=store)
@@ -209,9 +209,9 @@ def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypa
     monkeypatch.setattr(bench, "VISITS", 3)
     orders, timing = [], bench.Bench._time
 
-    def spying(self, configs, exporter, what):
+    def spying(self, configs, exporter, what, *table):
         orders.append(configs)
-        timing(self, configs, exporter, what)
+        timing(self, configs, exporter, what, *table)
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
@@ -226,9 +226,9 @@ def test_more_samples_are_asked_for_by_the_first_visits_and_the_others_are_of_al
     monkeypatch.setattr(bench, "enough", lambda errors, floor: max(errors) == 9)
     numbers, timing, store = [], bench.Bench._time, str(tmp_path / "store")
 
-    def spying(self, configs, exporter, what):
+    def spying(self, configs, exporter, what, *table):
         numbers.append(len(configs))
-        timing(self, configs, exporter, what)
+        timing(self, configs, exporter, what, *table)
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     told = []
@@ -275,7 +275,7 @@ def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(fold
         assert work["timed"] == 5 + 3 + 1
 
 
-def test_what_a_network_was_chosen_by_does_not_judge_it(folder, tmp_path, work, monkeypatch):
+def test_what_a_network_was_chosen_by_does_not_confirm_it(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 2)
     store = str(tmp_path / "store.sqlite")
     for _ in range(2):
@@ -286,8 +286,11 @@ def test_what_a_network_was_chosen_by_does_not_judge_it(folder, tmp_path, work, 
             opened.fix_scale(X)
             (ms,), config = opened.final_latencies(X[2:3], ""), opened.supernet.space.decode(X)[2]
             confirmed = opened.confirm(config)["confirmed_with_drift_ms"]
-            assert work["timed"] == 2 * 5 + 2
-            assert np.isfinite(ms) and confirmed == opened._records(config, "final")[3].min
+            assert work["timed"] == 2 * 5 + 1
+            (confirmation,) = opened._records(config, "final", "confirmation")
+            assert np.isfinite(ms) and confirmed == confirmation.min
+            assert {m.device["layout"] for m in opened._records(config, "final")} == {opened.fingerprint["layout"]}
+            assert confirmation.device["layout"] == "random"
 
 
 def test_files_that_failed_with_other_weights_are_tried(folder, tmp_path, work, monkeypatch):
@@ -539,11 +542,11 @@ def steady(monkeypatch):
     """Latencies that multiply-accumulates tell exactly, whatever else the machine does."""
     timing, measuring, macs = bench.Bench._time, bench.measure, {}
 
-    def knowing(self, configs, exporter, what):
+    def knowing(self, configs, exporter, what, *table):
         for config in configs:
             costs = self.supernet.costs(self.supernet.space.encode([config]))
             macs[self._key(config, exporter)[0]] = costs["macs"][0]
-        timing(self, configs, exporter, what)
+        timing(self, configs, exporter, what, *table)
 
     def exact(*arguments, **options):
         for key, measured in measuring(*arguments, **options):
@@ -571,9 +574,9 @@ def test_files_that_ship_are_timed_where_those_of_the_faster_exporter_do_not_agr
     monkeypatch.setattr(bench, "AGREE", -1.0)
     exporters, timing = [], bench.Bench._time
 
-    def spying(self, configs, exporter, what):
+    def spying(self, configs, exporter, what, *table):
         exporters.extend([exporter] * len(configs))
-        timing(self, configs, exporter, what)
+        timing(self, configs, exporter, what, *table)
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     measure(str(folder), device="onnxruntime", samples=6, store=str(tmp_path / "store.sqlite"))
