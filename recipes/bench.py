@@ -424,7 +424,8 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
             ms = bench.latencies(X[:n], "timing samples", asked)  # now as the files that ship
             ran = np.isfinite(ms)
         if ran.sum() < LEAST_SAMPLES and (n == len(X) or n >= first):
-            raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {bench.reasons()}")
+            why = bench.reasons(X[:n], bench.exporter) or "there are no others"
+            raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {why}")
         if samples is None and ran.sum() >= LEAST_SAMPLES and bench.busy_seconds(X[:n], asked) > most_seconds:
             break
         if samples is None and n >= first:
@@ -617,7 +618,8 @@ class Bench:
         shipped = self._latencies(spread, "final", "checking the faster exporter", quiet)
         ran = np.isfinite(shipped)
         if not ran.any():
-            raise ValueError(f"{self.device.name}: no file that ships could be timed: {self.reasons()}")
+            why = self.reasons(spread, "final")
+            raise ValueError(f"{self.device.name}: no file that ships could be timed: {why}")
         self.exporters_ratio = float(np.median(shipped[ran] / self._latencies(spread[ran], "search", "", quiet)))
         if abs(self.exporters_ratio - 1) > AGREE:
             print(
@@ -716,9 +718,9 @@ class Bench:
         print(f"{self.device.name}: how much memory {config} takes cannot be told: {reasons[-1]}")
         return None
 
-    def reasons(self) -> str:
-        """Why networks failed on the device."""
-        failures = self.store.records("failure", device_id=self.device_id)
+    def reasons(self, X: np.ndarray, exporter: str) -> str:
+        """Why rows of X failed on the device."""
+        failures = [failure for config in self.supernet.space.decode(X) for failure in self._failures(config, exporter)]
         return "; ".join(sorted({reason for failure in failures for reason in failure["reasons"]}))
 
     def fix_scale(self, X: np.ndarray) -> None:
@@ -861,8 +863,12 @@ class Bench:
             write_parts(self._subnet(config, exporter), self.device, temporary, exporter == "search", ranges)
 
         if not folder.is_dir():  # each appears whole
-            with self._spending("export"):
-                write_folder(folder, write, ())
+            try:
+                with self._spending("export"):
+                    write_folder(folder, write, ())
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
             trim(self.files)
         else:
             os.utime(folder)  # `trim` takes the oldest
@@ -951,14 +957,21 @@ class Bench:
 
 
 def trim(files: Path) -> None:
-    """Delete networks' folders while all take more than `CACHE` bytes, the longest unused first; `KEPT` stay."""
-    folders = sorted((path for path in files.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
-    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
-    surplus = sum(sizes) - CACHE
-    for folder, size in list(zip(folders, sizes))[:-KEPT]:
+    """Delete networks' folders while all take more than `CACHE` bytes, the longest unused first; `KEPT` stay.
+
+    Other processes may write, and trim, the same.
+    """
+    found = []
+    for folder in files.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):  # which are not yet whole
+            with suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                found.append((folder.stat().st_mtime_ns, folder, size))
+    surplus = sum(size for *_, size in found) - CACHE
+    for _, folder, size in sorted(found)[:-KEPT]:
         if surplus <= 0:
             return
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         surplus -= size
 
 

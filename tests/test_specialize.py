@@ -2,6 +2,8 @@ import dataclasses
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -316,12 +318,20 @@ def test_files_that_failed_with_other_weights_are_tried(folder, tmp_path, work, 
     assert work["timed"] == 5 + 1 + 1
 
 
-def test_a_space_of_few_networks_is_timed_in_full(tmp_path):
-    sizes = (12, 16, 20, 24, 28, 32)
+def of_one_kind(folder, sizes):
+    """A saved supernet with as many networks as sizes of images."""
     space = ofa.mobilenet_v3_space(kernel_size=(3,), expand_ratio=(3,), depth=(2,), resolution=sizes)
     network = ofa.MobileNetV3(space, num_classes=10, width_mult=0.2, in_channels=1, stem_stride=1)
-    saved = save(network, tmp_path / "supernet", data=DATA)
-    assert measure(str(saved), "onnxruntime")["n"] == len(sizes)
+    return str(save(network, folder, data=DATA))
+
+
+def test_a_space_of_few_networks_is_timed_in_full(tmp_path):
+    assert measure(of_one_kind(tmp_path / "supernet", (12, 16, 20, 24, 28, 32)), "onnxruntime")["n"] == 6
+
+
+def test_a_space_of_too_few_networks_is_told(tmp_path):
+    with pytest.raises(ValueError, match="only 3 networks could be timed on onnxruntime: there are no others"):
+        measure(of_one_kind(tmp_path / "supernet", (12, 16, 20)), "onnxruntime")
 
 
 def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(folder, tmp_path, work, monkeypatch):
@@ -643,6 +653,38 @@ def test_exported_files_keep_within_their_bytes(tmp_path, monkeypatch):
         os.utime(tmp_path / str(i), (i, i))
     bench.trim(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+
+
+def test_what_another_process_is_writing_is_not_trimmed(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "CACHE", 0)
+    monkeypatch.setattr(bench, "KEPT", 1)
+    for i, name in enumerate((".being-written", "a", "b", "taken-away")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_bytes(bytes(100))
+        os.utime(tmp_path / name, (i, i))
+    listed = Path.iterdir
+
+    def racing(path):
+        if path.name == "taken-away":
+            shutil.rmtree(path)
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", racing)
+    bench.trim(tmp_path)
+    assert {path.name for path in listed(tmp_path)} == {".being-written", "b"}
+
+
+def test_a_network_that_another_process_wrote_meanwhile_is_taken(folder, tmp_path, monkeypatch):
+    write = bench.write_folder
+
+    def overtaken(*arguments):
+        write(*arguments)  # by the other process
+        write(*arguments)
+
+    monkeypatch.setattr(bench, "write_folder", overtaken)
+    with open_bench(str(folder), "onnxruntime", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as b:
+        file = b.network_file(b.supernet.space.smallest(), "search")
+        assert file.is_file() and [path.name for path in b.files.iterdir()] == [file.parent.name]
 
 
 def test_distinct_rows_are_new_and_apart():
