@@ -13,8 +13,9 @@ evaluates them on the report part of the held-out data. `later`, at least 10 min
 five times, every round by a fresh process at random addresses, and divides by what the reference network takes now and
 took then. `table` gives, of each budget, the latency then and later over the budget, and the difference to the pool's
 member that keeps within the budget and is best on one half of the report part, on the other half and on the test set,
-each with its paired standard error; at the end, how many budgets are met within 1.02 and 1.05, and at how many the
-network is no worse by more than one standard error of the other half.
+each with its paired standard error, and that member's number, its figure on the half by which it was chosen and that
+on the select part, by which the network was; at the end, how many budgets are met within 1.02 and 1.05, and at how many
+the network is no worse by more than one standard error of the other half.
 
 `singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the
 store only keeps what it asks for from being measured again), and prints the hypervolume of both fronts: the area that
@@ -128,13 +129,16 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
                 print(f"{told} | no member of the pool")
                 continue
             best = np.where(fits, merit, -np.inf).argmax()
+            chosen_by, ours_by = sign * merit[best], bench.evaluate(X[best : best + 1], "")[figure][0]
             ours = space.config_class(**report["config"])
             theirs = space.decode(X[best : best + 1])[0]
             difference, error = compare(halves(bench.file_items(ours, "report"))[1], items[best][1], figure)
             tests = compare(bench.file_items(ours, "test"), bench.file_items(theirs, "test"), figure)
             rows.append((took, sign * difference, error, sign * tests[0]))
             print(
-                f"{told} | {sign * difference:+.4f} ({error:.4f}) | {sign * tests[0]:+.4f} ({tests[1]:.4f})", flush=True
+                f"{told} | {sign * difference:+.4f} ({error:.4f}) | {sign * tests[0]:+.4f} ({tests[1]:.4f})"
+                f" | {best}: {chosen_by:.4f}, {ours_by:.4f}",
+                flush=True,
             )
     return rows
 
