@@ -129,7 +129,7 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
                 print(f"{told} | no member of the pool")
                 continue
             best = np.where(fits, merit, -np.inf).argmax()
-            chosen_by, ours_by = sign * merit[best], bench.evaluate(X[best : best + 1], "")[figure][0]
+            chosen_by, on_select = sign * merit[best], bench.evaluate(X[best : best + 1], "")[figure][0]
             ours = space.config_class(**report["config"])
             theirs = space.decode(X[best : best + 1])[0]
             difference, error = compare(halves(bench.file_items(ours, "report"))[1], items[best][1], figure)
@@ -137,7 +137,7 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
             rows.append((took, sign * difference, error, sign * tests[0]))
             print(
                 f"{told} | {sign * difference:+.4f} ({error:.4f}) | {sign * tests[0]:+.4f} ({tests[1]:.4f})"
-                f" | {best}: {chosen_by:.4f}, {ours_by:.4f}",
+                f" | {best}: {chosen_by:.4f}, {on_select:.4f}",
                 flush=True,
             )
     return rows

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,7 +24,7 @@ from predictors.devices import fixed_layout
 from predictors.measuring import measure
 from recipes.bench import Bench
 
-LAYOUTS: dict[str, Callable] = {"fixed": fixed_layout, "random": nullcontext}
+LAYOUTS = ("fixed", "random")
 
 
 def main() -> None:
@@ -44,8 +42,10 @@ def main() -> None:
             bench = Bench(supernet, None, device, store, Path(folder) / "files", {})
             reference, *sources = [bench._source(config, "search")() for config in configs]
             for _ in range(arguments.processes):
-                for layout, started in LAYOUTS.items():
-                    with patch("predictors.engines.fixed_layout", started):
+                for layout in LAYOUTS:
+                    with patch(
+                        "predictors.engines.fixed_layout", lambda _, fixed=layout == "fixed": fixed_layout(fixed)
+                    ):
                         networks = {str(i): source for i, source in enumerate(sources)}
                         timed = dict(measure(device, networks, ("reference", reference), engine="process"))
                     if any(m.device["layout"] != layout for m in timed.values()):

@@ -227,9 +227,9 @@ def read_device(path: Path) -> Device:
 
 
 @contextmanager
-def fixed_layout() -> Iterator[bool]:
-    """Processes that are started meanwhile get no random addresses; yields whether the system, Linux alone and not in
-    every container, lets that be.
+def fixed_layout(fixed: bool = True) -> Iterator[bool]:
+    """Processes that are started meanwhile get no random addresses, or not `fixed` get them, whatever this process has;
+    yields whether the system, Linux alone and not in every container, lets that be.
 
     Where in its memory a process has its code and its data changes what a network takes, in some runtimes, and that of
     one network otherwise than that of another (Mytkowicz et al., ASPLOS 2009; `benchmarks/layout.py`): at random places
@@ -237,11 +237,12 @@ def fixed_layout() -> Iterator[bool]:
     `measure` has `fresh`.
     """
     before = personality()
-    fixed = before >= 0 and personality(before | ADDR_NO_RANDOMIZE) >= 0
+    wanted = before | ADDR_NO_RANDOMIZE if fixed else before & ~ADDR_NO_RANDOMIZE
+    done = before >= 0 and personality(wanted) >= 0
     try:
-        yield fixed
+        yield done
     finally:
-        if fixed:
+        if done:
             personality(before)
 
 

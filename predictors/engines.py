@@ -138,7 +138,7 @@ def waiting_for(method: str) -> AbstractContextManager[None]:
     return alone_here() if method == "time" else nullcontext()
 
 
-Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker, and "end" of some
+Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker; "end" of its process
 
 
 @contextmanager
@@ -350,7 +350,7 @@ class _Process:
             raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
-        with theirs, fixed_layout() if fixed else nullcontext():
+        with theirs, fixed_layout(fixed):
             self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         self._connection = Connection(ours.detach())
         self._connection.send_bytes(pickle.dumps(device))

@@ -421,7 +421,7 @@ def records(store: str, out: str, table: str = "latency", overwrite: bool = Fals
     Args:
         store: SQLite file, as `specialize` and `measure` leave it beside the supernet.
         out: file to write; its suffix says which.
-        table: latency, footprint, failure, accuracy or items.
+        table: latency, confirmation, footprint, failure, accuracy or items.
         overwrite: let it replace a file.
 
     Returns:

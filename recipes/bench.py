@@ -971,7 +971,8 @@ def trim(files: Path) -> None:
     for _, folder, size in sorted(found)[:-KEPT]:
         if surplus <= 0:
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
         surplus -= size
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from predictors.devices import ADDR_NO_RANDOMIZE, DEVICES, personality
+from predictors.devices import ADDR_NO_RANDOMIZE, DEVICES, fixed_layout, personality
 from predictors.engines import (
     ENGINES,
     NetworkError,
@@ -283,6 +283,14 @@ def test_with_fresh_every_round_is_by_another_process_at_random_addresses(
     seen = [line.split()[0] for line in (tmp_path / "where").read_text().splitlines()]
     assert len(set(seen)) == TORCH.rounds
     assert {seen.count(process) for process in seen} == {2 * (1 + TORCH.warmup + TORCH.runs)}
+
+
+def test_fresh_addresses_are_random_where_those_of_this_process_are_not():
+    with fixed_layout() as done:
+        if not done:
+            pytest.skip("this system does not fix where a process has its memory")
+        ((_, timed),) = measure(TORCH, {"a": good()}, engine="process", fresh=True)
+    assert timed.device["layout"] == "random"
 
 
 def test_what_fails_in_a_fresh_process_costs_no_other_network_a_round(misbehaving):
