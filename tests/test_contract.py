@@ -252,12 +252,13 @@ def test_calibration_gives_the_statistics_of_its_batches(with_batchnorm):
         assert torch.allclose(found, (8 * values[0] + 3 * values[1]) / 11, rtol=1e-4)
 
 
-def test_calibration_restores_modes_and_momentum(with_batchnorm):
+def test_calibration_restores_modes_momentum_and_memory_format(with_batchnorm):
     supernet = with_batchnorm
     subnet = supernet.extract(supernet.space.smallest()).eval()
     calibrate(subnet, inputs(supernet, 8))
     assert not any(module.training for module in subnet.modules())
     assert all(m.momentum == 0.1 for m in subnet.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(weight.is_contiguous() for weight in subnet.parameters())
 
 
 def test_calibration_refuses_a_supernet_and_no_data(with_batchnorm):
