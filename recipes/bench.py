@@ -920,7 +920,7 @@ class Bench:
     def _forward(self, config: Any) -> Iterator[tuple[Supernet, Callable[[Sequence[Tensor]], Tensor]]]:
         """The network, and what the device computes of its inputs."""
         if self.device.times_modules:
-            network = self.calibrated(config)
+            network = self.calibrated(config).to(memory_format=torch.channels_last)  # as the device runs it
             yield network, lambda inputs: network(*inputs)
             return
         network, file = self.supernet.extract(config).eval(), self.network_file(config, "final")
