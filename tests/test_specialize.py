@@ -501,17 +501,15 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
 
         def file_items(self, config, part):
             rights = np.r_[np.ones(self.right[config]), np.zeros(100 - self.right[config])]
-            rights = rights[::-1] if config == "as good" else rights  # right where others are not
-            return {"accuracy": rights, "loss": 1 - rights, "counted": np.ones(100)}
+            rights = rights[::-1] if config in ("as good", "unsure") else rights  # right where others are not
+            return {"accuracy": rights, "loss": 1 - rights + (config == "unsure"), "counted": np.ones(100)}
 
         def confirm(self, config):
             return {"confirmed_ms": 9.0 if config == "misses" else 0.0}
 
-    finals = [
-        {"config": name, "latency_ms": ms}
-        for name, ms in (("good", 3.0), ("as good", 2.0), ("worse", 1.0), ("misses", 1.5), ("slow", 6.0))
-    ]
-    right = {"good": 90, "as good": 89, "worse": 80, "misses": 95, "slow": 99}
+    took = {"good": 3.0, "as good": 2.0, "worse": 1.0, "unsure": 1.2, "misses": 1.5, "slow": 6.0}
+    finals = [{"config": name, "latency_ms": ms} for name, ms in took.items()]
+    right = {"good": 90, "as good": 89, "worse": 80, "unsure": 89, "misses": 95, "slow": 99}
     assert bench.best_file(Stub(right), finals, {"latency_ms": 5.0})["config"] == "as good"
     assert bench.best_file(Stub(right), finals[:1], {"latency_ms": 2.0}) is None
     sized = [final | {"params": 7.0 - final["latency_ms"]} for final in finals]
