@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def specialize(
         for budget in budgets:
             check_free(place(name, budget), FILES, overwrite)
 
-    def find(bench: Any, budget: float, to: Path) -> dict[str, Any]:
+    def find(bench: Any, budget: float, to: Path | None) -> dict[str, Any]:
         direct = search == "direct"
         lengths = (samples, evaluations, finalists, population, generations, seed)
         return find_network(bench, budget, to, *lengths, direct=direct, bounds=bounds, evaluated=evaluated)
@@ -139,8 +139,13 @@ def specialize(
         for given_as, name in zip(names, devices):
             try:
                 with open_bench(supernet, given_as, data, store, files, engine) as bench:
-                    # Largest first: what is evaluated for it tells something of the others, too.
-                    for budget in sorted(budgets or spread_budgets(bench, samples, pareto, seed), reverse=True):
+                    # Largest first: what is evaluated for it tells something of the others, too. Then in earnest, the
+                    # smallest first: what was found for it is within the others.
+                    ascending = sorted(budgets or spread_budgets(bench, samples, pareto, seed))
+                    for budget in reversed(ascending if len(ascending) > 1 else ()):
+                        with suppress(*FAILURES):  # the same will be told in earnest
+                            find(bench, budget, None)
+                    for budget in ascending:
                         try:
                             found[place(name, budget)] = find(bench, budget, place(name, budget))
                         except FAILURES as error:

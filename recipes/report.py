@@ -55,7 +55,7 @@ def write_page(report: Mapping[str, Any], space: SearchSpace, config: Any, path:
         ("Latency", table(latency)),
         ("Costs", table(costs)),
         ("Predictors, cross-validated on random networks", table(predictors)),
-        ("Seconds spent", table({what: f"{seconds:.1f}" for what, seconds in report["seconds"].items()})),
+        ("Seconds on this device", table({what: f"{seconds:.1f}" for what, seconds in report["seconds"].items()})),
         ("Timed", table({"batch": str(device["batch"])} | {key: str(x) for key, x in report["timed"].items()})),
         ("Device", table({key: str(value) for key, value in device.items()})),
     ]

@@ -519,16 +519,17 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
 def test_budgets_and_devices_share_what_is_evaluated(folder, tmp_path, work, monkeypatch):
     shared, samples_near = [], bench.samples_near
 
-    def spying(some_bench, evaluated, *arguments):
-        shared.append((id(evaluated), evaluated.random is None))
-        return samples_near(some_bench, evaluated, *arguments)
+    def spying(some_bench, evaluated, n, rng, constraints, folds):
+        shared.append((id(evaluated), evaluated.random is None, constraints[0][1]))
+        return samples_near(some_bench, evaluated, n, rng, constraints, folds)
 
     monkeypatch.setattr(bench, "samples_near", spying)
     many = FEW | {"device": "onnxruntime,torch", "max_latency": "500, 600", "latency_samples": 6}
     reports = specialize(str(folder), out=str(tmp_path / "out"), **many)
     names = {f"{device}-{budget}ms" for device in ("onnxruntime", "torch") for budget in (500, 600)}
     assert set(reports) == names
-    assert len({known for known, _ in shared}) == 1 and [new for _, new in shared] == [True, False, False, False]
+    assert len({known for known, *_ in shared}) == 1 and [new for _, new, _ in shared] == [True, *7 * [False]]
+    assert [budget for *_, budget in shared] == 2 * [600, 500, 500, 600]  # each again, with what all others found
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | set(FRONT_FILES)
     page = (tmp_path / "out" / "front.html").read_text()
     assert all(f'href="{name}/report.html"' in page for name in names) and "<svg" in page and "http-equiv" not in page
