@@ -43,7 +43,8 @@ def specialize(
 ) -> dict[str, Any]:
     """Find the most accurate network within a latency budget, with no retraining, and write it as files.
 
-    With several budgets or devices, a network for each budget on each device, which share what was evaluated.
+    With several budgets or devices, a network for each budget on each device, which share what was evaluated; what is
+    found for one budget competes for the larger ones.
 
     Args:
         supernet: folder of a trained supernet.
