@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,10 @@ def specialize(
                     # smallest first: what was found for it is within the others.
                     ascending = sorted(budgets or spread_budgets(bench, samples, pareto, seed))
                     for budget in reversed(ascending if len(ascending) > 1 else ()):
-                        with suppress(*FAILURES):  # the same will be told in earnest
+                        try:
                             find(bench, budget, None)
+                        except FAILURES as error:
+                            print(f"{place(name, budget).name}: {error}; it will be tried again")
                     for budget in ascending:
                         try:
                             found[place(name, budget)] = find(bench, budget, place(name, budget))

@@ -47,6 +47,7 @@ def write_page(report: Mapping[str, Any], space: SearchSpace, config: Any, path:
     }
     if known := report.get("accuracy_predictor"):
         predictors[f"{name}, Kendall's tau"] = f"{known[name]['tau']:.3f}, of {known[name]['n']} networks"
+    spent = {what: f"{seconds:.1f}" for what, seconds in report["seconds"].items()}
     sections = [
         ("Accuracy against latency", svg(draw_front(report))),
         ("Finalists: predicted against measured", svg(draw_predictions(report))),
@@ -55,7 +56,7 @@ def write_page(report: Mapping[str, Any], space: SearchSpace, config: Any, path:
         ("Latency", table(latency)),
         ("Costs", table(costs)),
         ("Predictors, cross-validated on random networks", table(predictors)),
-        ("Seconds on this device", table({what: f"{seconds:.1f}" for what, seconds in report["seconds"].items()})),
+        ("Seconds spent on the device's budgets, so far", table(spent)),
         ("Timed", table({"batch": str(device["batch"])} | {key: str(x) for key, x in report["timed"].items()})),
         ("Device", table({key: str(value) for key, value in device.items()})),
     ]

@@ -183,7 +183,7 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
 
     A supernet's statistics are those of the mixture it was trained as, and wrong for every subnet. Averages weigh
     batches by size; only BatchNorm layers run in train mode. Without BatchNorm no batch is read. Convolutions run in
-    `channels_last`, which a CPU is faster at; the weights come back in torch's default memory format.
+    `channels_last`; the weights come back in torch's default memory format.
     """
     if isinstance(subnet, Supernet) and not subnet.extracted:
         raise ValueError("calibrate an extracted subnet: a supernet's statistics are shared by all its subnets")
