@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -49,6 +50,7 @@ TABLES = {
 }
 SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 500  # values in one statement
+WAIT = 60  # seconds for what another process is writing
 SMALL = 32e6  # bytes of a file that is checked in full whenever it is opened, which takes some tenths of a second
 
 
@@ -83,7 +85,7 @@ class Store:
         self.path = Path(path)
         self._ids: dict[bytes | str, int] = {}  # of names, which never change
         try:
-            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._database = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
         except sqlite3.Error as error:
             raise self._named(error) from error
         try:
@@ -100,7 +102,7 @@ class Store:
         if self._pragma("schema_version") == 0:
             # Large pages: opening reads all of them, and a disk is slow at many small ones in no order.
             self._execute("PRAGMA page_size = 32768")
-            self._pragma("journal_mode = WAL")
+            self._write_ahead()
             self._execute("BEGIN IMMEDIATE")  # another process may be making it, too
             if self._pragma("schema_version") == 0:
                 for statement in schema():
@@ -116,6 +118,18 @@ class Store:
         if [sql for (sql,) in self._execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")] != schema():
             raise ValueError(f"{self.path} is damaged: its tables are not those that were made")
         self._execute("PRAGMA synchronous = FULL")
+
+    def _write_ahead(self) -> None:
+        """Turn an empty database to WAL. Of processes that do so at once SQLite refuses some without waiting."""
+        until = time.monotonic() + WAIT
+        while self._pragma("schema_version") == 0:
+            try:
+                self._pragma("journal_mode = WAL")
+                return
+            except OSError as error:
+                if not error.__cause__.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def add(self, table: str, key: Key, record: Mapping[str, Any]) -> None:
         """Append a record; it is on the disk when this returns. ValueError for other columns, or for a NaN."""

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_a_key_of_the_wrong_length_or_a_nan_is_refused(tmp_path):
 
 WRITE = """
 import sys
+import threading
 from predictors.store import Store
 with Store(sys.argv[1]) as store:
     for i in range(int(sys.argv[3])):
@@ -94,6 +96,17 @@ def test_several_processes_may_make_and_write_one_store(tmp_path):
     assert [w.communicate() and w.returncode for w in writers] == [0] * 4
     with Store(tmp_path / "store") as store:
         assert len(store.get("failure", [(f"w{k}-{i}", "device") for k in range(4) for i in range(20)])) == 80
+
+
+def test_a_store_that_another_process_is_making_is_waited_for(tmp_path):
+    making = sqlite3.connect(tmp_path / "store", isolation_level=None, check_same_thread=False)
+    making.execute("BEGIN IMMEDIATE")
+    made = threading.Timer(0.2, making.rollback)
+    made.start()
+    with Store(tmp_path / "store") as store:
+        assert store.first("accuracy", [("network", "weights", "data")]) is None
+    made.join()
+    making.close()
 
 
 def test_what_add_returned_from_survives_kill_9(tmp_path):
