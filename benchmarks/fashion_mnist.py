@@ -1,11 +1,12 @@
 """Supernets on Fashion-MNIST: the recipe against other schedules at equal passes, and networks trained alone.
 
-    python benchmarks/fashion_mnist.py train recipe --seed 0 --root IMAGES [--out runs/benchmark]
+    python benchmarks/fashion_mnist.py train recipe --seed 0 --root IMAGES [--holdout 2000] [--out runs/benchmark]
     python benchmarks/fashion_mnist.py table [--out runs/benchmark]
 
-`train` runs (or resumes) one schedule for one seed; `table` scores every finished run on the test set, with BatchNorm
-recalibrated on 2,000 training images: the largest network, a middle one, the smallest, and the mean of 16 random ones
-(the same for all). A pass is one forward and backward over 60,000 images; a frozen teacher's forwards count apart.
+`train` runs (or resumes) one schedule for one seed, with as many images held out as the recipe has, or --holdout;
+`table` scores every finished run on the test set, with BatchNorm recalibrated on 2,000 training images: the largest
+network, a middle one, the smallest, and the mean of 16 random ones (the same for all). A pass is one forward and
+backward over 60,000 images; a frozen teacher's forwards count apart.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def alone(name: str, space: dict[str, list[int]]) -> list[dict[str, Any]]:
     return [phase(name, 10, space=space, **START)]
 
 
-# What `train` knows, beside the recipe itself. Each supernet takes 25 to 26 passes, each network alone as many as the
+# What `train` knows, beside the recipe itself. Each supernet takes 23 to 26 passes, each network alone as many as the
 # largest gets in the recipe.
 SCHEDULES: dict[str, list[dict[str, Any]]] = {
     "shrinking": [
@@ -60,11 +61,13 @@ SCHEDULES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def train(name: str, seed: int, root: str, out: Path) -> None:
+def train(name: str, seed: int, root: str, holdout: int | None, out: Path) -> None:
     """Run or resume a schedule; its CPU seconds are added to those of earlier starts."""
     recipe = yaml.safe_load(Path(recipe_path("ofa/fashion_mnist")).read_text())
     if name != "recipe":
         recipe["model"]["phases"] = SCHEDULES[name]
+    if holdout is not None:
+        recipe["data"]["init_args"]["holdout"] = holdout
     run = out / f"{name.replace(' ', '_')}_{seed}"
     run.mkdir(parents=True, exist_ok=True)
     path = run / "recipe.yaml"
@@ -143,11 +146,12 @@ def main() -> None:
     training.add_argument("name", choices=["recipe", *SCHEDULES])
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--root", required=True, help="folder of the idx files")
+    training.add_argument("--holdout", type=int, help="images held out; as many as in the recipe if left out")
     for command in (training, commands.add_parser("table")):
         command.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     arguments = parser.parse_args()
     if arguments.command == "train":
-        train(arguments.name, arguments.seed, arguments.root, arguments.out)
+        train(arguments.name, arguments.seed, arguments.root, arguments.holdout, arguments.out)
     else:
         table(arguments.out)
 

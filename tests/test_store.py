@@ -77,7 +77,6 @@ def test_a_key_of_the_wrong_length_or_a_nan_is_refused(tmp_path):
 
 WRITE = """
 import sys
-import threading
 from predictors.store import Store
 with Store(sys.argv[1]) as store:
     for i in range(int(sys.argv[3])):
