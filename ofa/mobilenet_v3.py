@@ -227,6 +227,11 @@ def scaled(width_mult: float, *widths: int) -> list[int]:
     return [int(make_divisible(width * width_mult)) for width in widths]
 
 
+def whole(x: np.ndarray, n: int) -> np.ndarray:
+    """x, rounded up to multiples of n."""
+    return -(-x // n) * n
+
+
 def init_weights(module: nn.Module) -> None:
     """He initialisation by fan-out without groups (OFA's `he_fout`); a classifier uniform within 1 / sqrt(inputs)."""
     if isinstance(module, nn.Conv2d):
@@ -258,15 +263,16 @@ class MobileNetV3Costs:
         into[:, 0] = [first, *out[:-1, 0]]
         excited = np.array([squeeze_excite for *_, squeeze_excite in STAGES])[:, None]
 
-        # Pixels: of the stem, then of the input and the output of every block.
+        # The sides of square maps: of the stem, then of the input and the output of every block.
         side = (genes["resolution"] - 1) // self.stem_stride + 1
         stem_pixels, sides = side**2, [side]
         for _, stride, _, _ in STAGES:
             sides.append((sides[-1] - 1) // stride + 1)
-        pixels = np.stack(sides, axis=1) ** 2  # (n, stages + 1)
-        pixels_out = pixels[:, 1:, None]
-        pixels_in = np.repeat(pixels_out, kernel.shape[2], axis=2)
-        pixels_in[:, :, 0] = pixels[:, :-1]
+        side = np.stack(sides, axis=1)  # (n, stages + 1)
+        side_out = side[:, 1:, None]
+        side_in = np.repeat(side_out, kernel.shape[2], axis=2)
+        side_in[:, :, 0] = side[:, :-1]
+        pixels, pixels_in, pixels_out = side**2, side_in**2, side_out**2
 
         middle = middle_width(into, expand) * runs
         reduced = reduced_width(middle) * (runs & excited)
@@ -295,6 +301,11 @@ class MobileNetV3Costs:
             * total((into + middle * runs) * runs * pixels_in + (middle + out) * runs * pixels_out),
             "bytes.depthwise": 4 * total(middle * (pixels_in + pixels_out)),
             "bytes.squeeze_excite": 4 * total(3 * middle * (reduced > 0) * pixels_out),
+            # Multiply-accumulates of 1x1 convolutions that fill whole vectors, with rows of pixels or with channels.
+            "padded.rows": total(expanded * side_in * whole(side_in, 8))
+            + total(project * side_out * whole(side_out, 8)),
+            "padded.channels": total(whole(into, 16) * whole(middle, 16) * pixels_in)
+            + total(whole(middle, 16) * whole(out, 16) * pixels_out),
             "layers.blocks": total(runs),
             "layers.squeeze_excite": total(runs & excited),
         }

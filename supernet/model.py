@@ -21,7 +21,8 @@ class CostTerms(Protocol):
     """The closed-form cost of a family's networks: picklable, without weights."""
 
     def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
-        """{term: (n,)} for the n rows of X. A term is named `unit.kind`; units are macs, params, bytes, layers."""
+        """{term: (n,)} for the n rows of X. A term is named `unit.kind`; units are macs, params, bytes, layers, and
+        padded for multiply-accumulates that fill up vectors."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import ofa
-from ofa.blocks import ElasticDepthwiseConv2d, make_divisible, middle_width, reduced_width
+from ofa.blocks import ElasticDepthwiseConv2d, InvertedResidual, make_divisible, middle_width, reduced_width
 from ofa.depthwise import DepthwiseConv2d, depthwise_conv2d
 
 
@@ -42,6 +42,24 @@ def test_widths_follow_the_published_rounding():
     assert list(middle_width(112, np.array([3, 4, 6]))) == [336, 448, 672]
     assert list(reduced_width(np.array([144, 240, 480, 672, 960]))) == [40, 64, 120, 168, 240]
     assert list(make_divisible(np.array([3.0, 11.9, 12.0, 28.8]))) == [8, 16, 16, 32]
+
+
+def test_the_work_of_whole_vectors_is_that_of_the_layers():
+    space = ofa.mobilenet_v3_space(resolution=(32, 44))
+    supernet = ofa.MobileNetV3(space, num_classes=10, width_mult=0.5)
+    X = space.sample(5, np.random.default_rng(0))
+    terms = supernet.cost_terms(X)
+    for i, config in enumerate(space.decode(X)):
+        subnet, seen = supernet.extract(config).eval(), []
+        watch = lambda conv, inputs, output, seen=seen: seen.append((conv.in_channels, *output.shape[1:]))  # noqa: E731
+        for block in subnet.modules():
+            if isinstance(block, InvertedResidual):
+                block.conv_pw.register_forward_hook(watch)
+                block.conv_pwl.register_forward_hook(watch)
+        subnet(*subnet.example_inputs())
+        rows = sum(into * out * height * 8 * -(-width // 8) for into, out, height, width in seen)
+        channels = sum(16 * -(-into // 16) * 16 * -(-out // 16) * height * width for into, out, height, width in seen)
+        assert (rows, channels) == (terms["padded.rows"][i], terms["padded.channels"][i])
 
 
 def test_a_smaller_kernel_is_the_transformed_centre_of_the_next_larger():
