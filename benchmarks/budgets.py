@@ -19,8 +19,9 @@ the network is no worse by more than one standard error of the other half.
 
 `singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the
 store only keeps what it asks for from being measured again), and prints the hypervolume of both fronts: the area that
-lies below the figure of the report part and above the worst one of both, at latencies up to the largest, on a log
-scale.
+lies below a figure and above the worst one of both, at latencies up to the largest, on a log scale. The figure is that
+of the select part, by which both were found, of the report part, and of the test set; with the standard error of the
+difference, by drawing the items with replacement.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,12 +39,13 @@ from predictors import Store, get_device
 from predictors.measuring import measure
 from predictors.runtimes import part_file
 from recipes import import_families, make_data, read_section, specialize
-from recipes.bench import Bench, time_samples
+from recipes.bench import PARTS, Bench, time_samples
 from supernet.export import load
 from supernet.sampling import stratified
 from supernet.training import compare, means
 
 BUDGETS, POOL, TIMES, WAIT = 10, 400, 5, 600
+DRAWS = 1000  # of items, that tell a standard error
 
 
 @contextmanager
@@ -151,18 +153,33 @@ def singly(supernet: Path, device: str, out: Path) -> None:
             store = str(out / "measurements.sqlite")
             specialize(str(supernet), device, str(place), report["budget_ms"], store=store)
         alone[folder] = json.loads((place / "report.json").read_text())
-    figure = next(iter(networks.values()))["figure"]
-    sign = 1 if figure == "accuracy" else -1
-    fronts = [
-        [(np.log(report["confirmed_ms"]), sign * report["report"][figure]) for report in reports.values()]
-        for reports in (networks, alone)
-    ]
-    latest, worst = (pick(point[i] for front in fronts for point in front) for i, pick in ((0, max), (1, min)))
-    volumes = [hypervolume(front, latest, worst) for front in fronts]
-    print(f"{device}: hypervolume of {len(networks)} budgets together {volumes[0]:.5f}, singly {volumes[1]:.5f}")
+    with opened(supernet, device, out) as bench:
+        figure = bench.supernet.figure
+        sign = 1 if figure == "accuracy" else -1
+        reports = [*networks.values(), *alone.values()]
+        x = np.log([report["confirmed_ms"] for report in reports])
+        configs = [bench.supernet.space.config_class(**report["config"]) for report in reports]
+        for part in PARTS:
+            items = [bench.file_items(config, part) for config in configs]
+            values, counted = sign * np.array([of[figure] for of in items]), items[0]["counted"]
+            rng = np.random.default_rng(0)
+            drawn = [np.arange(len(counted)), *rng.integers(len(counted), size=(DRAWS, len(counted)))]
+            areas = np.array([hypervolumes(x, values[:, some].sum(1) / counted[some].sum()) for some in drawn])
+            (a, b), error = areas[0], (areas[1:, 0] - areas[1:, 1]).std()
+            print(
+                f"{device}, {part}: hypervolume of {len(networks)} budgets together {a:.5f}, singly {b:.5f}, together"
+                f" less singly {a - b:+.5f} (standard error {error:.5f})"
+            )
 
 
-def hypervolume(front: list[tuple[float, float]], latest: float, worst: float) -> float:
+def hypervolumes(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The areas of what some point of the first half of the points (x, y), and some of the others, is as good as: up
+    to the largest x and down to the least y of all."""
+    half = len(x) // 2
+    return tuple(hypervolume(zip(x[front], y[front]), x.max(), y.min()) for front in (slice(half), slice(half, None)))
+
+
+def hypervolume(front: Iterable[tuple[float, float]], latest: float, worst: float) -> float:
     """The area of what some point (x, y) of a front is as good as, up to `latest` in x and down to `worst` in y."""
     area, best = 0.0, worst
     for x, y in sorted(front, key=lambda point: (point[0], -point[1])):

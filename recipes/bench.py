@@ -198,16 +198,16 @@ def find_network(
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
         # The best of all that were evaluated, and seem fast enough, are timed as the files that ship; where one met the
-        # budget already, only those that seem better than the best of these.
-        merits = figures["accuracy"] if figure == "accuracy" else -figures["loss"]
-        order = np.lexsort((figures["loss"], -merits))
+        # budget already, only those that seem better than the best of these. By cross entropy: the highest of hundreds
+        # of accuracies is that of the luckiest network. The files' accuracy then chooses among a few.
+        losses = figures["loss"]
         took = {tuple(row): ms for row, ms in zip(X, timed_ms)}  # what was timed needs no prediction
         within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
         for limit in limits:
             within &= limit.predict(A) <= limit.bound
-        fits = [i for i in order if within[i] and tuple(A[i]) not in timed]
-        met = [final["merit"] for final in timed.values() if final.get("passed")]
-        chosen = [i for i in fits if merits[i] > max(met, default=-math.inf)][:finalists]
+        fits = [i for i in np.argsort(losses, kind="stable") if within[i] and tuple(A[i]) not in timed]
+        met = [final["loss"] for final in timed.values() if final.get("passed")]
+        chosen = [i for i in fits if losses[i] < min(met, default=math.inf)][:finalists]
         if not chosen and told is slowest_told:
             continue
         if not chosen:
@@ -220,7 +220,6 @@ def find_network(
         for i, row, config, ms, guess, hope in zip(chosen, C, space.decode(C), measured, latency.predict(C), hopes):
             timed[tuple(row)] = {
                 "config": config,
-                "merit": merits[i],
                 "latency_ms": float(ms),
                 "predicted_latency_ms": float(guess),
                 f"predicted_{figure}": float(hope),
@@ -256,14 +255,13 @@ def find_network(
 
     report["config"] = dataclasses.asdict(winner["config"])
     report["figure"] = figure
-    hidden = ("config", "merit")
-    report |= {k: v for k, v in winner.items() if k not in hidden}
+    report |= {k: v for k, v in winner.items() if k != "config"}
     report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
     ran = [final for final in finals if math.isfinite(slowest(final))]
     # What the file computes is not quite what torch does, least of all where its layers are quantized.
     files = [final for final in finals if f"file_{figure}" in final]
     report["file_offset"] = {name: float(np.mean([f[f"file_{name}"] - f[name] for f in files])) for name in figures}
-    report["finalists"] = [{k: v for k, v in final.items() if k not in hidden} for final in ran]
+    report["finalists"] = [{k: v for k, v in final.items() if k != "config"} for final in ran]
     report["failed_finalists"] = len(finals) - len(ran)
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
