@@ -2,8 +2,8 @@
 
     python benchmarks/busy.py [--device onnxruntime] [--statistic min] [--size 64] [--out runs/busy]
 
-The truth of 40 random subnets is the mean of what they take before and after all else, in 6 rounds a visit; how far
-both are apart is printed, and above 2 % (median) the machine was not quiet. In between 60 others are timed three times:
+The truth of 40 random subnets is the mean of what they take before and after all else; how far both are apart is
+printed, and above 2 % (median) the machine was not quiet. In between 60 others are timed three times:
 quiet; while two burners, seeded, are on and off for random 0.5 to 3 s; and while both are always on. Printed are the
 noise floor of each and the mean absolute relative error in % on the 40 of a predictor that is fitted on it. Latencies
 are in terms of the device's --statistic, its own (median) if left out. They depend on no weights, so these are random.
@@ -79,13 +79,12 @@ def main() -> None:
     X = supernet.space.sample(FITTED + TESTED, np.random.default_rng(0))
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
-        sure = dataclasses.replace(device, rounds=6, runs=8)
-        before, _ = timed(supernet, sure, X[FITTED:], Path(folder), "truth, before")
+        before, _ = timed(supernet, device, X[FITTED:], Path(folder), "truth, before")
         found = {}
         for when in ("never", "half", "always"):
             with burners(when):
                 found[when] = timed(supernet, device, X[:FITTED], Path(folder), f"burning {when}")
-        after, _ = timed(supernet, sure, X[FITTED:], Path(folder), "truth, after")
+        after, _ = timed(supernet, device, X[FITTED:], Path(folder), "truth, after")
     truth = (before + after) / 2
     print(
         f"{device.name}: truth {truth.min():.3f} to {truth.max():.3f} ms, its halves are {apart(before, after):.2f} %"

@@ -21,6 +21,7 @@ from predictors.runtimes import RUNTIMES, Run, RunPart, Source, gpu_name
 from predictors.store import digest
 
 STATISTICS = {"min": 0, "p10": 10, "median": 50, "p90": 90}  # as percentiles
+LEAST_RUNS = 20  # of a network, in all rounds together
 ADDR_NO_RANDOMIZE = 0x0040000  # of Linux's personality(2)
 
 
@@ -69,8 +70,9 @@ class Device:
                 raise ValueError(f"{self.name}: {field} = {getattr(self, field)!r} is not one of {known}")
         if min(self.threads, self.batch) < 1 or self.warmup < 0 or not 0 <= self.spacing < math.inf:
             raise ValueError(f"{self.name}: threads and batch are at least 1, warmup and spacing at least 0: {self}")
-        if self.rounds < 3 or self.runs * self.rounds < 20:
-            raise ValueError(f"{self.name}: at least 3 rounds and 20 runs in all, not {self.rounds} of {self.runs}")
+        if self.rounds < 3 or self.runs * self.rounds < LEAST_RUNS:
+            told = f"{self.rounds} of {self.runs}"
+            raise ValueError(f"{self.name}: at least 3 rounds and {LEAST_RUNS} runs in all, not {told}")
 
     def fingerprint(self) -> dict[str, Any]:
         """The machine, the runtime's version, the CPUs in use and whether a process that times has a `fixed_layout`, as

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -19,7 +18,8 @@ from predictors.runtimes import Source
 
 ATTEMPTS = 2  # at a network that fails
 TOO_NOISY = 0.015  # of the noise floor
-VISITS = 4  # measurements of a network that a predictor learns from
+VISITS, VISIT_ROUNDS = 8, 4  # measurements of a network that a predictor learns from, and the rounds of each
+COPIES = 3  # of the reference
 TRIES, DRIFTED = 3, 1.15  # see `judged`
 
 
@@ -28,7 +28,8 @@ class Measurement:
     """What one network took on one device, in ms, as the clock gave it: statistics over all runs of all rounds.
 
     Those of the network named `reference` are of its runs at both ends of the same rounds; each as `quiet` of its runs
-    in a single round, the one where it was least. Where there was no such network, the name is empty and they are 0.
+    in a single round, the one where it was least; both are means over its copies. Where there was no such network, the
+    name is empty and they are 0.
     """
 
     min: float
@@ -55,22 +56,23 @@ class Measurement:
         cls,
         times: Sequence[Sequence[float]],
         reference: str,
-        reference_times: Sequence[Sequence[float]],
+        reference_times: Sequence[Sequence[Sequence[float]]],
         taken: str,
         device: Mapping[str, Any],
     ) -> Measurement:
-        """From the times (rounds, runs) of the network, and those (rounds, runs) of the reference, if there is one."""
+        """From the times (rounds, runs) of the network, and those (rounds, copies, runs) of the reference, if there is
+        one."""
         half = len(times) // 2
         first, last = statistic_of(times[:half], "p10"), statistic_of(times[-half:], "p10")
         if reference:
-            first /= statistic_of(reference_times[:half], "p10")
-            last /= statistic_of(reference_times[-half:], "p10")
-        rounds = reference_times if reference else ((0.0,),)
+            first /= statistic_of_copies(reference_times[:half], "p10")
+            last /= statistic_of_copies(reference_times[-half:], "p10")
+        rounds = reference_times if reference else (((0.0,),),)
         return cls(
             **{name: statistic_of(times, name) for name in STATISTICS},
             noise=2 * abs(first - last) / (first + last),
-            **{f"reference_{name}": statistic_of(rounds, name) for name in STATISTICS},
-            **{f"quiet_{name}": min(statistic_of([times], name) for times in rounds) for name in STATISTICS},
+            **{f"reference_{name}": statistic_of_copies(rounds, name) for name in STATISTICS},
+            **{f"quiet_{name}": statistic_of_copies(rounds, name, quiet=True) for name in STATISTICS},
             rounds=len(times),
             runs=len(times[0]),
             reference=reference,
@@ -91,6 +93,14 @@ class Failure:
 def statistic_of(times: Sequence[Sequence[float]], statistic: str) -> float:
     """One of `STATISTICS` of all runs of all rounds."""
     return float(np.percentile(times, STATISTICS[statistic]))
+
+
+def statistic_of_copies(times: Sequence[Sequence[Sequence[float]]], statistic: str, quiet: bool = False) -> float:
+    """The mean over copies of one of `STATISTICS` of all runs of all rounds, or, if `quiet`, of the runs of the round
+    where it is least; times (rounds, copies, runs)."""
+    if quiet:
+        return float(np.percentile(times, STATISTICS[statistic], axis=2).min(axis=0).mean())
+    return float(np.percentile(times, STATISTICS[statistic], axis=(0, 2)).mean())
 
 
 def undisturbed(measurements: Iterable[Measurement], statistic: str) -> dict[str, float]:
@@ -182,17 +192,18 @@ def measure(
     networks: Mapping[str, Source] | Iterable[tuple[str, Source]],
     reference: tuple[str, Source] | None = None,
     *,
-    group: int = 3,
+    group: int = 20,
     seed: int = 0,
     engine: str = "thread",
     fresh: bool = False,
 ) -> Iterator[tuple[str, Measurement | Failure]]:
     """Time networks on a device; yields (key, Measurement) as soon as a network has had all its rounds.
 
-    Networks are read lazily, `group` before every round (a source may be a function that exports on demand), so that
-    the rounds of one lie between those of others and apart in time, and rounds x group of them are held at once. The
-    order within a round is random. The `reference` (its name, its source) runs at both ends of every round, so that
-    `latencies` can divide out drift.
+    Networks are read lazily (a source may be a function that exports on demand), `group` at a time: these are loaded,
+    then timed in rounds of all of them, each in a random order, and the next ones are by another process. The
+    `reference` (its name, its source) runs at both ends of every round, so that `latencies` can divide out drift. Where
+    in memory a network comes to lie changes what it takes by some percent, and where the reference does changes what is
+    told of all others: it is loaded `COPIES` times.
 
     Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one that a network may
     crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too, as where it cannot
@@ -206,45 +217,50 @@ def measure(
     rng = np.random.default_rng(seed)
     arriving = iter(networks.items() if isinstance(networks, Mapping) else networks)
     name = "" if reference is None else reference[0]
-    active: deque[_Timing] = deque()
     if engine != "ray":
         device.cpus()  # before any process is asked to run on them
     with ENGINES[engine](device, fixed=not fresh) as call:
         description = dataclasses.asdict(device) | call("fingerprint")
         bench = _Bench(call)
-        standard = None if reference is None else _Timing(*reference)
-        while True:
-            active.extend(_Timing(key, source) for key, source in islice(arriving, group))
-            if not active:
-                return
-            began = time.perf_counter()
-            if fresh:
-                bench.restart()
-            before = () if standard is None else bench.time(standard)
-            timed = [(active[i], times) for i in rng.permutation(len(active)) if (times := bench.time(active[i]))]
-            after = () if standard is None else bench.time(standard)
-            if standard is not None and not (before and after):
-                if len(standard.failures) >= ATTEMPTS:
-                    told = f"the reference network {name} failed: {'; '.join(standard.failures)}"
-                    raise NetworkError(told) from standard.error
-                timed = []  # a round without a reference; the next one starts with a fresh worker
-            elif standard is not None:
-                standard.failures.clear()
-            for timing, times in timed:
-                timing.times.append(times)
-                timing.reference_times.append(before + after)
-            for timing in list(active):
-                if len(timing.failures) >= ATTEMPTS:
-                    yield timing.key, Failure(tuple(timing.failures), now(), description)
-                elif len(timing.times) == device.rounds:
-                    taken = Measurement.of(timing.times, name, timing.reference_times, timing.taken, description)
-                    yield timing.key, taken
+        # Every round of a `fresh` one loads it anew.
+        copies = [] if reference is None else [_Timing(*reference) for _ in range(1 if fresh else COPIES)]
+        while active := [_Timing(key, source) for key, source in islice(arriving, group)]:
+            for timing in () if fresh else (*copies, *active):
+                bench.load(timing)
+            while active:
+                began, taken = time.perf_counter(), now()
+                if fresh:
+                    bench.restart()
+                before = [bench.time(copy) for copy in copies]
+                timed = [(active[i], times) for i in rng.permutation(len(active)) if (times := bench.time(active[i]))]
+                after = [bench.time(copy) for copy in copies]
+                if not all(before + after):
+                    for copy in copies:
+                        if len(copy.failures) >= ATTEMPTS:
+                            told = f"the reference network {name} failed: {'; '.join(copy.failures)}"
+                            raise NetworkError(told) from copy.error
+                    timed = []  # a round without a reference; the next one starts with a fresh worker
                 else:
-                    continue
-                active.remove(timing)
-                bench.drop(timing)
-            if active:
-                time.sleep(max(0.0, device.spacing - (time.perf_counter() - began)))
+                    for copy in copies:
+                        copy.failures.clear()
+                for timing, times in timed:
+                    timing.taken = timing.taken if timing.times else taken
+                    timing.times.append(times)
+                    timing.reference_times.append([first + last for first, last in zip(before, after)])
+                for timing in list(active):
+                    if len(timing.failures) >= ATTEMPTS:
+                        yield timing.key, Failure(tuple(timing.failures), now(), description)
+                    elif len(timing.times) == device.rounds:
+                        times, reference_times = timing.times, timing.reference_times
+                        yield timing.key, Measurement.of(times, name, reference_times, timing.taken, description)
+                    else:
+                        continue
+                    active.remove(timing)
+                    bench.drop(timing)
+                if active:
+                    time.sleep(max(0.0, device.spacing - (time.perf_counter() - began)))
+            if engine != "thread":
+                bench.restart()
 
 
 class _Timing:
@@ -252,11 +268,12 @@ class _Timing:
 
     def __init__(self, key: str, source: Source) -> None:
         self.key, self.source = key, source
+        self.place = f"{id(self)} {key}"  # of the worker's, which several of the same key may share
         self.times: list[tuple[float, ...]] = []
-        self.reference_times: list[tuple[float, ...]] = []
+        self.reference_times: list[list[tuple[float, ...]]] = []
         self.failures: list[str] = []
         self.error: NetworkError | None = None  # the last one
-        self.taken = now()
+        self.taken = ""  # when its first round began
 
 
 class _Bench:
@@ -265,13 +282,27 @@ class _Bench:
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call, self._loaded = call, set()
 
+    def load(self, timing: _Timing) -> None:
+        """Have a network loaded; where it fails, that is noted."""
+        with self._noting(timing):
+            self._load(timing)
+
     def time(self, timing: _Timing) -> tuple[float, ...]:
-        """One round of a network: its times, or () where it failed, which it notes."""
+        """One round of a network: its times, or () where it failed, which is noted."""
+        with self._noting(timing):
+            self._load(timing)
+            return self._call("time", timing.place)
+        return ()
+
+    def _load(self, timing: _Timing) -> None:
+        if timing not in self._loaded:
+            self._call("load", timing.place, made(timing.source))
+            self._loaded.add(timing)
+
+    @contextmanager
+    def _noting(self, timing: _Timing) -> Iterator[None]:
         try:
-            if timing not in self._loaded:
-                self._call("load", timing.key, made(timing.source))
-                self._loaded.add(timing)
-            return self._call("time", timing.key)
+            yield
         except NetworkError as error:
             if not isinstance(error, ExportError):  # else the worker is as it was
                 self._loaded.clear()
@@ -279,7 +310,6 @@ class _Bench:
             timing.error = error
             timing.times.clear()
             timing.reference_times.clear()
-            return ()
         except Exception as error:
             error.add_note(f"while timing {timing.key}")
             raise
@@ -294,7 +324,7 @@ class _Bench:
         if timing in self._loaded:
             self._loaded.remove(timing)
             try:
-                self._call("drop", timing.key)
+                self._call("drop", timing.place)
             except NetworkError:  # the worker was lost since, and nobody's network did it
                 self._loaded.clear()
 

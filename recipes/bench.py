@@ -28,12 +28,13 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor, nn
 
 from predictors.accuracy import AccuracyPredictor
-from predictors.devices import Device
+from predictors.devices import LEAST_RUNS, Device
 from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.latency import LatencyPredictor, enough, most_telling, quality
 from predictors.measuring import (
     ATTEMPTS,
     TOO_NOISY,
+    VISIT_ROUNDS,
     VISITS,
     Failure,
     Measurement,
@@ -77,7 +78,7 @@ CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever 
 CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
 WRONG = 0.01  # the largest difference between the losses of a network and of its float32 file, relative
 STEP = 10  # networks timed between asking whether they are enough
-ASKED = 2  # of their visits, by which that is told
+ASKED = 4  # of their visits, by which that is told
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 
@@ -648,9 +649,9 @@ class Bench:
         configs = self.supernet.space.decode(X)
         for visit in range(visits or VISITS):  # each in an order of its own, since neighbours share what disturbs
             order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
-            some = [configs[i] for i in order if len(self._records(configs[i], exporter)) <= visit]
+            some = [configs[i] for i in order if len(self._visits(configs[i], exporter)) <= visit]
             some = [config for config in some if not self._failures(config, exporter)]
-            self._time(some, exporter, f"{what}, again" if visit else what)
+            self._time(some, exporter, f"{what}, again" if visit else what, rounds=self._visit_rounds)
         records = [self._visits(config, exporter, visits) for config in configs]
         ran = [bool(measurements) for measurements in records]
         records = list(filter(None, records))
@@ -676,7 +677,8 @@ class Bench:
         statistic = self.device.statistic
 
         def counted(config: Any) -> list[Measurement]:
-            return judged(self._records(config, "final", table), statistic, self.quiet)
+            records = self._records(config, "final", table)
+            return judged([m for m in records if m.rounds == self.device.rounds], statistic, self.quiet)
 
         while some := [c for c in configs if not counted(c) and not self._failures(c, "final")]:
             self._time(some, "final", what, table)
@@ -803,7 +805,12 @@ class Bench:
 
     def _visits(self, config: Any, exporter: str, visits: int | None = None) -> Sequence[Measurement]:
         """Those that predictors learn from: later ones change nothing that is known."""
-        return self._records(config, exporter)[: visits or VISITS]
+        records = self._records(config, exporter)
+        return [m for m in records if m.rounds == self._visit_rounds][: visits or VISITS]
+
+    @property
+    def _visit_rounds(self) -> int:
+        return min(max(VISIT_ROUNDS, math.ceil(LEAST_RUNS / self.device.runs)), self.device.rounds)
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._failure_key(config, exporter)
@@ -814,7 +821,10 @@ class Bench:
         name, device_id = self._key(config, exporter)
         return (digest([name, self.weights_id]) if exporter == "final" else name), device_id
 
-    def _time(self, configs: Sequence[Any], exporter: str, what: str, table: str = "latency") -> None:
+    def _time(
+        self, configs: Sequence[Any], exporter: str, what: str, table: str = "latency", rounds: int | None = None
+    ) -> None:
+        """Time networks in the rounds that the device asks for, if not in others."""
         if not configs:
             return
         fresh = table == "confirmation"
@@ -824,7 +834,8 @@ class Bench:
         reference = (self._reference, self._source(self.supernet.space.smallest(), "search"))
         try:
             with self._spending("timing"):
-                timed = measure(self.device, sources, reference, engine=self.engine, fresh=fresh)
+                device = dataclasses.replace(self.device, rounds=rounds or self.device.rounds)
+                timed = measure(device, sources, reference, engine=self.engine, fresh=fresh)
                 for key, result in progress(timed, len(keys), what):
                     if any(result.device[name] != told for name, told in expected.items() if name != "cpus"):
                         raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")

@@ -182,7 +182,7 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
     assert 0 < report["cv_error"] < report["constant_error"] and report["smallest_ms"] < report["largest_ms"]
     timed, original = [], bench.Bench._time
 
-    def timing(self, configs, exporter, what, *table):
+    def timing(self, configs, exporter, what, *table, **rounds):
         timed.extend([exporter] * len(configs))
         original(self, configs, exporter, what, *table)
 
@@ -211,9 +211,9 @@ def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypa
     monkeypatch.setattr(bench, "VISITS", 3)
     orders, timing = [], bench.Bench._time
 
-    def spying(self, configs, exporter, what, *table):
+    def spying(self, configs, exporter, what, *table, **rounds):
         orders.append(configs)
-        timing(self, configs, exporter, what, *table)
+        timing(self, configs, exporter, what, *table, **rounds)
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
@@ -223,14 +223,15 @@ def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypa
 
 def test_more_samples_are_asked_for_by_the_first_visits_and_the_others_are_of_all(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 3)
+    monkeypatch.setattr(bench, "ASKED", 2)
     monkeypatch.setattr(bench, "FIRST_SAMPLES", 6)
     monkeypatch.setattr(bench, "STEP", 3)
     monkeypatch.setattr(bench, "enough", lambda errors, floor: max(errors) == 9)
     numbers, timing, store = [], bench.Bench._time, str(tmp_path / "store")
 
-    def spying(self, configs, exporter, what, *table):
+    def spying(self, configs, exporter, what, *table, **rounds):
         numbers.append(len(configs))
-        timing(self, configs, exporter, what, *table)
+        timing(self, configs, exporter, what, *table, **rounds)
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     told = []
@@ -551,11 +552,11 @@ def steady(monkeypatch):
     """Latencies that multiply-accumulates tell exactly, whatever else the machine does."""
     timing, measuring, macs = bench.Bench._time, bench.measure, {}
 
-    def knowing(self, configs, exporter, what, *table):
+    def knowing(self, configs, exporter, what, *table, **rounds):
         for config in configs:
             costs = self.supernet.costs(self.supernet.space.encode([config]))
             macs[self._key(config, exporter)[0]] = costs["macs"][0]
-        timing(self, configs, exporter, what, *table)
+        timing(self, configs, exporter, what, *table, **rounds)
 
     def exact(*arguments, **options):
         for key, measured in measuring(*arguments, **options):
@@ -583,9 +584,9 @@ def test_files_that_ship_are_timed_where_those_of_the_faster_exporter_do_not_agr
     monkeypatch.setattr(bench, "AGREE", -1.0)
     exporters, timing = [], bench.Bench._time
 
-    def spying(self, configs, exporter, what, *table):
+    def spying(self, configs, exporter, what, *table, **rounds):
         exporters.extend([exporter] * len(configs))
-        timing(self, configs, exporter, what, *table)
+        timing(self, configs, exporter, what, *table, **rounds)
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     measure(str(folder), device="onnxruntime", samples=6, store=str(tmp_path / "store.sqlite"))
