@@ -175,7 +175,7 @@ def find_network(
         rows = len(latency.cv_errors_)
         return np.minimum(latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1], 1e6 * budget)
 
-    winner, timed = None, {}
+    winner, timed, asked = None, {}, {"latency_ms": budget} | report["bounds"]
     # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
     for told in (slowest_told, *[latency.predict] * (ROUNDS - 1)):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
@@ -198,17 +198,23 @@ def find_network(
             evaluated.found = A[samples:]
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
-        # The best of all that were evaluated, and seem fast enough, are timed as the files that ship; where one met the
-        # budget already, only those that seem better than the best of these. By cross entropy: the highest of hundreds
-        # of accuracies is that of the luckiest network. The files' accuracy then chooses among a few.
-        losses = figures["loss"]
+        # The best of all that were evaluated, and seem fast enough, are timed as the files that ship: those of the
+        # least cross entropy, since the highest of hundreds of accuracies is that of the luckiest network. Where one
+        # met the budget already, only those of them that seem better than the best of these.
+        merits = figures[figure] if figure == "accuracy" else -figures[figure]
         took = {tuple(row): ms for row, ms in zip(X, timed_ms)}  # what was timed needs no prediction
         within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
         for limit in limits:
             within &= limit.predict(A) <= limit.bound
-        fits = [i for i in np.argsort(losses, kind="stable") if within[i] and tuple(A[i]) not in timed]
-        met = [final["loss"] for final in timed.values() if final.get("passed")]
-        chosen = [i for i in fits if losses[i] < min(met, default=math.inf)][:finalists]
+        missed = {
+            row
+            for row, final in timed.items()
+            if not final.get("passed", all(final[name] <= bound for name, bound in asked.items()))
+        }
+        order = np.argsort(figures["loss"], kind="stable")
+        best = [i for i in order if within[i] and tuple(A[i]) not in missed][:finalists]
+        met = max((final["merit"] for final in timed.values() if final.get("passed")), default=-math.inf)
+        chosen = [i for i in best if tuple(A[i]) not in timed and merits[i] > met]
         if not chosen and told is slowest_told:
             continue
         if not chosen:
@@ -221,6 +227,7 @@ def find_network(
         for i, row, config, ms, guess, hope in zip(chosen, C, space.decode(C), measured, latency.predict(C), hopes):
             timed[tuple(row)] = {
                 "config": config,
+                "merit": merits[i],
                 "latency_ms": float(ms),
                 "predicted_latency_ms": float(guess),
                 f"predicted_{figure}": float(hope),
@@ -228,7 +235,7 @@ def find_network(
             timed[tuple(row)] |= {limit.name: limit.of(config) if math.isfinite(ms) else math.inf for limit in limits}
         for limit in limits:
             limit.learn(C[np.isfinite(measured)])
-        winner = best_file(bench, list(timed.values()), {"latency_ms": budget} | report["bounds"])
+        winner = best_file(bench, list(timed.values()), asked)
         # The first measurement, which a repeated call finds again, unless the second one said no.
         finals = [timed[tuple(row)] for row in C]
         measured = [slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for f in finals]
@@ -256,13 +263,14 @@ def find_network(
 
     report["config"] = dataclasses.asdict(winner["config"])
     report["figure"] = figure
-    report |= {k: v for k, v in winner.items() if k != "config"}
+    hidden = ("config", "merit")
+    report |= {k: v for k, v in winner.items() if k not in hidden}
     report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
     ran = [final for final in finals if math.isfinite(slowest(final))]
     # What the file computes is not quite what torch does, least of all where its layers are quantized.
     files = [final for final in finals if f"file_{figure}" in final]
     report["file_offset"] = {name: float(np.mean([f[f"file_{name}"] - f[name] for f in files])) for name in figures}
-    report["finalists"] = [{k: v for k, v in final.items() if k != "config"} for final in ran]
+    report["finalists"] = [{k: v for k, v in final.items() if k not in hidden} for final in ran]
     report["failed_finalists"] = len(finals) - len(ran)
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
