@@ -147,12 +147,14 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
 
 def singly(supernet: Path, device: str, out: Path) -> None:
     networks, alone = found(device, out), {}
-    for folder, report in networks.items():
+    began = (folder_of(device, out) / "reports.json").stat().st_mtime
+    for folder, budget in networks.items():
         place = out / "singly" / folder
-        if not (place / "report.json").is_file():
+        report = place / "report.json"
+        if not report.is_file() or report.stat().st_mtime < began:  # of an earlier search
             store = str(out / "measurements.sqlite")
-            specialize(str(supernet), device, str(place), report["budget_ms"], store=store)
-        alone[folder] = json.loads((place / "report.json").read_text())
+            specialize(str(supernet), device, str(place), budget["budget_ms"], store=store, overwrite=True)
+        alone[folder] = json.loads(report.read_text())
     with opened(supernet, device, out) as bench:
         figure = bench.supernet.figure
         sign = 1 if figure == "accuracy" else -1

@@ -21,7 +21,7 @@ from predictors.runtimes import RUNTIMES, Run, RunPart, Source, gpu_name
 from predictors.store import digest
 
 STATISTICS = {"min": 0, "p10": 10, "median": 50, "p90": 90}  # as percentiles
-LEAST_RUNS = 20  # of a network, in all rounds together
+LEAST_ROUNDS, LEAST_RUNS = 3, 20  # of a network, the runs in all rounds together
 ADDR_NO_RANDOMIZE = 0x0040000  # of Linux's personality(2)
 
 
@@ -29,12 +29,13 @@ ADDR_NO_RANDOMIZE = 0x0040000  # of Linux's personality(2)
 class Device:
     """A named description of a runtime on this machine and of how it is timed; everything in it is recorded.
 
-    A network is loaded once and timed in `rounds` that start at least `spacing` seconds apart, other networks in
-    between; in every round it runs `warmup` times unrecorded, then `runs` times. With the protocol "tight" that is a
-    loop with warm caches; with "cold" the caches are filled with other data before each of the runs, as by a program
-    that does something else in between: a small network then takes up to 3 times as long. `affinity` are the CPUs that
-    it may run on; None takes the first `threads` that this process may use. `statistic` is the one that a budget is
-    judged on. In the `place` "cuda" torch computes on the GPU, without TF32, and a run ends when the GPU is done.
+    A network is loaded and timed in `rounds` that start at least `spacing` seconds apart, other networks in between; in
+    every round it runs `warmup` times unrecorded, then `runs` times. What predictors learn from is timed in half as
+    many rounds, on several occasions. With the protocol "tight" that is a loop with warm caches; with "cold" the caches
+    are filled with other data before each of the runs, as by a program that does something else in between: a small
+    network then takes up to 3 times as long. `affinity` are the CPUs that it may run on; None takes the first `threads`
+    that this process may use. `statistic` is the one that a budget is judged on. In the `place` "cuda" torch computes
+    on the GPU, without TF32, and a run ends when the GPU is done.
     """
 
     name: str
@@ -70,9 +71,9 @@ class Device:
                 raise ValueError(f"{self.name}: {field} = {getattr(self, field)!r} is not one of {known}")
         if min(self.threads, self.batch) < 1 or self.warmup < 0 or not 0 <= self.spacing < math.inf:
             raise ValueError(f"{self.name}: threads and batch are at least 1, warmup and spacing at least 0: {self}")
-        if self.rounds < 3 or self.runs * self.rounds < LEAST_RUNS:
-            told = f"{self.rounds} of {self.runs}"
-            raise ValueError(f"{self.name}: at least 3 rounds and {LEAST_RUNS} runs in all, not {told}")
+        if self.rounds < LEAST_ROUNDS or self.runs * self.rounds < LEAST_RUNS:
+            least = f"{LEAST_ROUNDS} rounds and {LEAST_RUNS} runs in all"
+            raise ValueError(f"{self.name}: at least {least}, not {self.rounds} of {self.runs}")
 
     def fingerprint(self) -> dict[str, Any]:
         """The machine, the runtime's version, the CPUs in use and whether a process that times has a `fixed_layout`, as

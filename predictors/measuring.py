@@ -18,7 +18,7 @@ from predictors.runtimes import Source
 
 ATTEMPTS = 2  # at a network that fails
 TOO_NOISY = 0.015  # of the noise floor
-VISITS, VISIT_ROUNDS = 8, 4  # measurements of a network that a predictor learns from, and the rounds of each
+VISITS = 8  # measurements of a network that a predictor learns from
 COPIES = 3  # of the reference
 TRIES, DRIFTED = 3, 1.15  # see `judged`
 
@@ -200,17 +200,18 @@ def measure(
     """Time networks on a device; yields (key, Measurement) as soon as a network has had all its rounds.
 
     Networks are read lazily (a source may be a function that exports on demand), `group` at a time: these are loaded,
-    then timed in rounds of all of them, each in a random order, and the next ones are by another process. The
-    `reference` (its name, its source) runs at both ends of every round, so that `latencies` can divide out drift. Where
-    in memory a network comes to lie changes what it takes by some percent, and where the reference does changes what is
-    told of all others: it is loaded `COPIES` times.
+    then timed in rounds of all of them, each in a random order. The `reference` (its name, its source) runs at both
+    ends of every round, so that `latencies` can divide out drift. Where in memory a network comes to lie changes what
+    it takes by some percent, and where the reference does changes what is told of all others: it is loaded `COPIES`
+    times.
 
-    Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one that a network may
-    crash, hang or fill: it is then tried once more, and yields (key, Failure) if that fails, too, as where it cannot
-    be exported; no other network loses a round; or "ray", such a process on the machine of a Ray cluster that has the
-    device. With `fresh` every round is by another process, at random addresses as other programs have them: what one
-    process takes differs from what the next one does, more than its own runs tell. A source that is not what the device
-    times raises ValueError, TypeError or OSError; a reference that fails, NetworkError.
+    Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one for each group, that a
+    network may crash, hang or fill: it is then tried once more, alone, and yields (key, Failure) if that fails, too, as
+    where it cannot be exported; no other network loses a round; or "ray", such a process on the machine of a Ray
+    cluster that has the device. With `fresh` every round is by another process, which loads each network and the
+    reference once, at random addresses as other programs have them: what one process takes differs from what the next
+    one does, more than its own runs tell. A source that is not what the device times raises ValueError, TypeError or
+    OSError; a reference that fails, NetworkError.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
@@ -222,34 +223,45 @@ def measure(
     with ENGINES[engine](device, fixed=not fresh) as call:
         description = dataclasses.asdict(device) | call("fingerprint")
         bench = _Bench(call)
-        # Every round of a `fresh` one loads it anew.
         copies = [] if reference is None else [_Timing(*reference) for _ in range(1 if fresh else COPIES)]
-        while active := [_Timing(key, source) for key, source in islice(arriving, group)]:
-            for timing in () if fresh else (*copies, *active):
-                bench.load(timing)
+        again: list[_Timing] = []  # what failed once
+
+        def groups() -> Iterator[list[_Timing]]:
+            while some := [_Timing(*network) for network in islice(arriving, group)]:
+                yield some
+            while again:
+                yield [again.pop()]
+
+        for number, active in enumerate(groups()):
+            if number and engine != "thread":
+                bench.restart()
             while active:
-                began, taken = time.perf_counter(), now()
                 if fresh:
                     bench.restart()
-                before = [bench.time(copy) for copy in copies]
-                timed = [(active[i], times) for i in rng.permutation(len(active)) if (times := bench.time(active[i]))]
-                after = [bench.time(copy) for copy in copies]
-                if not all(before + after):
-                    for copy in copies:
-                        if len(copy.failures) >= ATTEMPTS:
-                            told = f"the reference network {name} failed: {'; '.join(copy.failures)}"
-                            raise NetworkError(told) from copy.error
-                    timed = []  # a round without a reference; the next one starts with a fresh worker
-                else:
-                    for copy in copies:
-                        copy.failures.clear()
+                began, taken, timed = time.perf_counter(), now(), []
+                if bench.load((*copies, *active)):
+                    before = [bench.time(copy) for copy in copies]
+                    order = rng.permutation(len(active))
+                    timed = [(active[i], times) for i in order if (times := bench.time(active[i]))]
+                    after = [bench.time(copy) for copy in copies]
+                    if not all(before + after):  # a network took the process along, or the reference itself
+                        timed = []
                 for timing, times in timed:
                     timing.taken = timing.taken if timing.times else taken
                     timing.times.append(times)
                     timing.reference_times.append([first + last for first, last in zip(before, after)])
+                for copy in copies:
+                    if len(copy.failures) >= ATTEMPTS:
+                        told = f"the reference network {name} failed: {'; '.join(copy.failures)}"
+                        raise NetworkError(told) from copy.error
+                    if timed:
+                        copy.failures.clear()
                 for timing in list(active):
                     if len(timing.failures) >= ATTEMPTS:
                         yield timing.key, Failure(tuple(timing.failures), now(), description)
+                    elif timing.failed:
+                        timing.failed = False
+                        again.append(timing)
                     elif len(timing.times) == device.rounds:
                         times, reference_times = timing.times, timing.reference_times
                         yield timing.key, Measurement.of(times, name, reference_times, timing.taken, description)
@@ -259,8 +271,6 @@ def measure(
                     bench.drop(timing)
                 if active:
                     time.sleep(max(0.0, device.spacing - (time.perf_counter() - began)))
-            if engine != "thread":
-                bench.restart()
 
 
 class _Timing:
@@ -272,6 +282,7 @@ class _Timing:
         self.times: list[tuple[float, ...]] = []
         self.reference_times: list[list[tuple[float, ...]]] = []
         self.failures: list[str] = []
+        self.failed = False  # just now
         self.error: NetworkError | None = None  # the last one
         self.taken = ""  # when its first round began
 
@@ -282,22 +293,23 @@ class _Bench:
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call, self._loaded = call, set()
 
-    def load(self, timing: _Timing) -> None:
-        """Have a network loaded; where it fails, that is noted."""
-        with self._noting(timing):
-            self._load(timing)
+    def load(self, timings: Iterable[_Timing]) -> bool:
+        """Have networks loaded that are not, up to the first that fails, which is noted; whether all are."""
+        for timing in timings:
+            if timing not in self._loaded:
+                with self._noting(timing):
+                    self._call("load", timing.place, made(timing.source))
+                    self._loaded.add(timing)
+            if timing not in self._loaded:
+                return False
+        return True
 
     def time(self, timing: _Timing) -> tuple[float, ...]:
-        """One round of a network: its times, or () where it failed, which is noted."""
-        with self._noting(timing):
-            self._load(timing)
-            return self._call("time", timing.place)
+        """One round of a network: its times, or () where it fails, which is noted, or was lost with another one."""
+        if timing in self._loaded:
+            with self._noting(timing):
+                return self._call("time", timing.place)
         return ()
-
-    def _load(self, timing: _Timing) -> None:
-        if timing not in self._loaded:
-            self._call("load", timing.place, made(timing.source))
-            self._loaded.add(timing)
 
     @contextmanager
     def _noting(self, timing: _Timing) -> Iterator[None]:
@@ -307,6 +319,7 @@ class _Bench:
             if not isinstance(error, ExportError):  # else the worker is as it was
                 self._loaded.clear()
             timing.failures.append(str(error))
+            timing.failed = True
             timing.error = error
             timing.times.clear()
             timing.reference_times.clear()

@@ -28,13 +28,12 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor, nn
 
 from predictors.accuracy import AccuracyPredictor
-from predictors.devices import LEAST_RUNS, Device
+from predictors.devices import LEAST_ROUNDS, LEAST_RUNS, Device
 from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.latency import LatencyPredictor, enough, most_telling, quality
 from predictors.measuring import (
     ATTEMPTS,
     TOO_NOISY,
-    VISIT_ROUNDS,
     VISITS,
     Failure,
     Measurement,
@@ -818,7 +817,10 @@ class Bench:
 
     @property
     def _visit_rounds(self) -> int:
-        return min(max(VISIT_ROUNDS, math.ceil(LEAST_RUNS / self.device.runs)), self.device.rounds)
+        """The rounds of a visit: half of the device's, but no fewer than a device may have."""
+        return min(
+            max(self.device.rounds // 2, LEAST_ROUNDS, math.ceil(LEAST_RUNS / self.device.runs)), self.device.rounds
+        )
 
     def _failures(self, config: Any, exporter: str) -> list[dict[str, Any]]:
         key = self._failure_key(config, exporter)
@@ -832,7 +834,7 @@ class Bench:
     def _time(
         self, configs: Sequence[Any], exporter: str, what: str, table: str = "latency", rounds: int | None = None
     ) -> None:
-        """Time networks in the rounds that the device asks for, if not in others."""
+        """Time networks in so many rounds, or in as many as the device asks for."""
         if not configs:
             return
         fresh = table == "confirmation"

@@ -213,13 +213,26 @@ def test_a_failed_call_is_followed_by_a_fresh_process(misbehaving):
 
 def test_a_process_that_is_killed_between_rounds_loses_no_row(misbehaving, tmp_path, monkeypatch):
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
-    networks = {key: (misbehaving.where, INPUTS) for key in "abcd"}
-    results = {}
-    for key, result in measure(TORCH, networks, engine="process"):
-        if not results:
-            os.kill(int((tmp_path / "where").read_text().split()[0]), signal.SIGKILL)
-        results[key] = result
-    assert set(results) == set("abcd") and all(m.rounds == 4 for m in results.values())
+    networks, killed = {key: (misbehaving.where, INPUTS) for key in "abcd"}, []
+
+    def killing(seconds):
+        if not killed:
+            killed.append(int((tmp_path / "where").read_text().split()[0]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(time, "sleep", killing)  # as between rounds
+    results = dict(measure(TORCH, networks, engine="process"))
+    assert killed and set(results) == set("abcd") and all(m.rounds == 4 for m in results.values())
+
+
+def test_each_group_and_what_failed_once_has_a_process_of_its_own(misbehaving, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    networks = {key: (misbehaving.where, INPUTS) for key in "abcd"} | {"bad": (misbehaving.leave, INPUTS)}
+    results = dict(measure(TORCH, networks, ("reference", good()), engine="process", group=2))
+    assert isinstance(results.pop("bad"), Failure) and all(m.rounds == TORCH.rounds for m in results.values())
+    runs = [line.split()[0] for line in (tmp_path / "where").read_text().splitlines()]
+    each = 2 * (1 + TORCH.rounds * (TORCH.warmup + TORCH.runs))  # of a process: two networks, which are loaded once
+    assert [runs.count(process) for process in dict.fromkeys(runs)] == [each, each]
 
 
 def test_a_thread_tells_what_the_runtime_raised_and_goes_on(misbehaving):

@@ -185,7 +185,7 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
 
     def timing(self, configs, exporter, what, *table, **rounds):
         timed.extend([exporter] * len(configs))
-        original(self, configs, exporter, what, *table)
+        original(self, configs, exporter, what, *table, **rounds)
 
     monkeypatch.setattr(bench.Bench, "_time", timing)
     measure(str(folder), "onnxruntime", samples=30, store=store)
@@ -206,6 +206,21 @@ def test_samples_are_timed_several_times(folder, tmp_path, work, monkeypatch):
         other = dataclasses.replace(known._records(config, "search")[0], min=1e-3)
         known.store.add("latency", known._key(config, "search"), dataclasses.asdict(other))
         assert np.array_equal(known.latencies(X, ""), before)  # a later measurement changes nothing
+
+
+def test_samples_are_timed_in_half_of_the_rounds_and_finalists_in_all(folder, tmp_path, work, monkeypatch):
+    monkeypatch.setitem(DEVICES, "onnxruntime", dataclasses.replace(DEVICES["onnxruntime"], rounds=8))
+    store = str(tmp_path / "store.sqlite")
+    with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
+        X = bench.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
+        opened.exporter = "final"  # samples are of the files that ship, as finalists are
+        for _ in range(2):
+            opened.latencies(X, "")
+            opened.fix_scale(X)
+            opened.final_latencies(X, "")
+        assert work["timed"] == 6
+        records = opened._records(opened.supernet.space.smallest(), "final")
+        assert [m.rounds for m in records] == [4, 8]
 
 
 def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypatch):
