@@ -3,11 +3,11 @@
     python benchmarks/busy.py [--device onnxruntime] [--statistic min] [--size 64] [--out runs/busy]
 
 The truth of 40 random subnets is the mean of what they take before and after all else; how far both are apart is
-printed, and above 2 % (median) the machine was not quiet. In between 60 others are timed three times:
-quiet; while two burners, seeded, are on and off for random 0.5 to 3 s; and while both are always on. Printed are the
-noise floor of each and the mean absolute relative error in % on the 40 of a predictor that is fitted on it. Latencies
-are in terms of the device's --statistic, its own (median) if left out. They depend on no weights, so these are random.
-Each run starts anew.
+printed, and above 2 % (median) the machine was not quiet. In between 60 others are timed three times: quiet; while two
+burners, seeded, are on and off for random 0.5 to 3 s; and while both are always on. Printed are the noise floor of each
+and the mean absolute relative error in % on the 40 of a predictor that is fitted on it. Latencies are in terms of the
+device's --statistic, its own (median) if left out. They depend on no weights, so these are random. Each run starts
+anew.
 """
 
 from __future__ import annotations

@@ -233,6 +233,8 @@ def ray_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iter
 
     def call(method: str, *arguments: Any) -> Any:
         nonlocal host
+        if method == "end" and host is None:
+            return None
         if method in ("load", "open", "memory") and not device.times_modules:
             arguments = (*arguments[:-1], packed(Path(arguments[-1])))
         try:

@@ -33,6 +33,7 @@ from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.latency import LatencyPredictor, enough, most_telling, quality
 from predictors.measuring import (
     ATTEMPTS,
+    COPIES,
     TOO_NOISY,
     VISITS,
     Failure,
@@ -200,7 +201,7 @@ def find_network(
         # The best of all that were evaluated, and seem fast enough, are timed as the files that ship: those of the
         # least cross entropy, since the highest of hundreds of accuracies is that of the luckiest network. Where one
         # met the budget already, only those of them that seem better than the best of these.
-        merits = figures[figure] if figure == "accuracy" else -figures[figure]
+        merits = figures["accuracy"] if figure == "accuracy" else -figures["loss"]
         took = {tuple(row): ms for row, ms in zip(X, timed_ms)}  # what was timed needs no prediction
         within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
         for limit in limits:
@@ -752,8 +753,8 @@ class Bench:
 
     @cached_property
     def _reference(self) -> str:
-        """The id of the network that is timed beside all others: the smallest."""
-        return self._key(self.supernet.space.smallest(), "search")[0]
+        """The id of what is timed beside all others: the smallest network, in `COPIES`."""
+        return digest([self._key(self.supernet.space.smallest(), "search")[0], COPIES])
 
     def noise_floor(self, X: np.ndarray, visits: int | None = None) -> float:
         """How well the measurements of the rows of X, which were taken, repeat; relative."""
