@@ -39,7 +39,8 @@ from predictors import Store, get_device
 from predictors.measuring import measure
 from predictors.runtimes import part_file
 from recipes import import_families, make_data, read_section, specialize
-from recipes.bench import PARTS, Bench, time_samples
+from recipes.bench import PARTS, Bench
+from recipes.sampling import time_samples
 from supernet.export import load
 from supernet.sampling import stratified
 from supernet.training import compare, means

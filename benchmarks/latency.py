@@ -31,8 +31,9 @@ import hat
 import ofa
 from predictors import LatencyPredictor, Store, get_device, quality
 from predictors.latency import most_telling
-from recipes.bench import Bench, MacsAlone, time_samples
+from recipes.bench import Bench
 from recipes.cli import recipe_path
+from recipes.sampling import MacsAlone, time_samples
 from supernet.model import Supernet
 
 FITTED, TESTED = 60, 40

@@ -101,8 +101,10 @@ def specialize(
     import tempfile
 
     from predictors.devices import get_device
-    from recipes.bench import FILES, Evaluated, find_network, spread_budgets
+    from recipes.closed_loop import find_network
+    from recipes.device_files import FILES
     from recipes.report import FRONT_FILES, write_fronts
+    from recipes.sampling import Evaluated, spread_budgets
     from supernet.export import check_free
 
     names = list(dict.fromkeys(name.strip() for name in device.split(",")))
@@ -144,11 +146,13 @@ def specialize(
                     # smallest first: what was found for it is within the others.
                     ascending = sorted(budgets or spread_budgets(bench, samples, pareto, seed))
                     for budget in reversed(ascending if len(ascending) > 1 else ()):
+                        print(f"{place(name, budget).name}: a first search", flush=True)
                         try:
                             find(bench, budget, None)
                         except FAILURES as error:
                             print(f"{place(name, budget).name}: {error}; it will be tried again")
                     for budget in ascending:
+                        print(f"{place(name, budget).name}: the search that counts", flush=True)
                         try:
                             found[place(name, budget)] = find(bench, budget, place(name, budget))
                         except FAILURES as error:
@@ -218,7 +222,7 @@ def measure(
 
     import tempfile
 
-    from recipes.bench import measure_space
+    from recipes.sampling import measure_space
 
     with tempfile.TemporaryDirectory() as files, open_bench(supernet, device, data, store, files, engine) as bench:
         return measure_space(bench, number, max_samples, max_seconds, seed)

@@ -34,7 +34,8 @@ def main() -> None:
     from predictors.devices import get_device
     from predictors.store import Store
     from recipes import export, import_families, make_data, read_section, specialize
-    from recipes.bench import Bench, time_samples
+    from recipes.bench import Bench
+    from recipes.sampling import time_samples
     from supernet.export import load
 
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import hat
 from hat.layers import PAD
 from predictors.devices import DEVICES, get_device
 from predictors.measuring import measure
-from recipes.bench import write_parts
+from recipes.device_files import write_parts
 from supernet.export import part_to_executorch, quantize_openvino, to_executorch, to_onnx
 from supernet.model import Part
 

@@ -16,8 +16,8 @@ from predictors.devices import DEVICES, STATISTICS
 from predictors.engines import NetworkError
 from predictors.measuring import Failure
 from predictors.runtimes import onnx_precision
-from recipes import bench, measure, open_bench, specialize
-from recipes.bench import distinct
+from recipes import bench, closed_loop, device_files, measure, open_bench, sampling, specialize
+from recipes.closed_loop import distinct
 from recipes.report import FRONT_FILES
 from supernet.export import load, save
 
@@ -50,6 +50,7 @@ def quick_devices(monkeypatch):
     monkeypatch.setattr(bench, "CHECKED", 1)  # whose figure, then, is not to change what the tests see
     monkeypatch.setattr(bench, "AGREE", math.inf)
     monkeypatch.setattr(bench, "VISITS", 1)
+    monkeypatch.setattr(sampling, "ASKED", 1)
     monkeypatch.setattr(measuring, "TRIES", 1)
 
 
@@ -123,7 +124,7 @@ def test_finalists_are_those_of_the_least_cross_entropy(folder, tmp_path, monkey
         return {"loss": loss, "accuracy": loss}  # where the others would be the most accurate
 
     monkeypatch.setattr(bench.Bench, "evaluate", made_up)
-    monkeypatch.setattr(bench, "WRONG", math.inf)
+    monkeypatch.setattr(closed_loop, "WRONG", math.inf)
     report = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
     losses = sorted(final["loss"] for final in report["finalists"])
     assert losses[0] <= min(sample["loss"] for sample in report["samples"])
@@ -188,7 +189,7 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
 
 def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work, monkeypatch):
     asked = []
-    monkeypatch.setattr(bench, "enough", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
+    monkeypatch.setattr(sampling, "enough", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
     store = str(tmp_path / "store.sqlite")
     report = measure(str(folder), "onnxruntime", store=store)
     assert asked == [20, 30] and report["n"] == 30 and report["failed"] == 0
@@ -214,7 +215,7 @@ def test_samples_are_timed_several_times(folder, tmp_path, work, monkeypatch):
         measure(str(folder), "onnxruntime", samples=6, store=store)
         assert work["timed"] == 3 * (6 + bench.CHECKED)
     with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as known:
-        X = bench.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
+        X = sampling.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
         config, before = known.supernet.space.decode(X)[2], known.latencies(X, "")
         other = dataclasses.replace(known._records(config, "search")[0], min=1e-3)
         known.store.add("latency", known._key(config, "search"), dataclasses.asdict(other))
@@ -225,7 +226,7 @@ def test_samples_are_timed_in_half_of_the_rounds_and_finalists_in_all(folder, tm
     monkeypatch.setitem(DEVICES, "onnxruntime", dataclasses.replace(DEVICES["onnxruntime"], rounds=8))
     store = str(tmp_path / "store.sqlite")
     with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
-        X = bench.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
+        X = sampling.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
         opened.exporter = "final"  # samples are of the files that ship, as finalists are
         for _ in range(2):
             opened.latencies(X, "")
@@ -246,16 +247,16 @@ def test_each_time_samples_are_timed_in_another_order(folder, tmp_path, monkeypa
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
-        opened.latencies(bench.latency_rows(opened.supernet.space, 6, np.random.default_rng(0)), "")
+        opened.latencies(sampling.latency_rows(opened.supernet.space, 6, np.random.default_rng(0)), "")
     assert len(orders) == 3 and all(a != b and set(a) == set(b) for a, b in zip(orders, orders[1:]))
 
 
 def test_more_samples_are_asked_for_by_the_first_visits_and_the_others_are_of_all(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 3)
-    monkeypatch.setattr(bench, "ASKED", 2)
-    monkeypatch.setattr(bench, "FIRST_SAMPLES", 6)
-    monkeypatch.setattr(bench, "STEP", 3)
-    monkeypatch.setattr(bench, "enough", lambda errors, floor: max(errors) == 9)
+    monkeypatch.setattr(sampling, "ASKED", 2)
+    monkeypatch.setattr(sampling, "FIRST_SAMPLES", 6)
+    monkeypatch.setattr(sampling, "STEP", 3)
+    monkeypatch.setattr(sampling, "enough", lambda errors, floor: max(errors) == 9)
     numbers, timing, store = [], bench.Bench._time, str(tmp_path / "store")
 
     def spying(self, configs, exporter, what, *table, **rounds):
@@ -266,14 +267,14 @@ def test_more_samples_are_asked_for_by_the_first_visits_and_the_others_are_of_al
     told = []
     for _ in range(2):  # the second one, which finds all visits, does as the first
         with open_bench(str(folder), "torch", None, store, str(tmp_path / "files"), "process") as opened:
-            told.append(bench.time_samples(opened, None, np.random.default_rng(0))[1].tolist())
+            told.append(sampling.time_samples(opened, None, np.random.default_rng(0))[1].tolist())
     assert [n for n in numbers if n] == [6, 6, 3, 3, 9]
     assert told[0] == told[1] and len(told[0]) == 9
 
 
 def test_what_was_timed_beside_another_reference_does_not_count(folder, tmp_path, work):
     with open_bench(str(folder), "torch", None, str(tmp_path / "store"), str(tmp_path / "files"), "process") as opened:
-        X = bench.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
+        X = sampling.latency_rows(opened.supernet.space, 3, np.random.default_rng(0))
         before, config = opened.latencies(X, ""), opened.supernet.space.decode(X)[2]
         record = dataclasses.asdict(opened._records(config, "search")[0])
         (other,) = opened.supernet.space.sample(1, np.random.default_rng(1))
@@ -298,7 +299,7 @@ def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(fold
     store = str(tmp_path / "store.sqlite")
     for _ in range(2):
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
-            X = bench.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
+            X = sampling.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
             opened.latencies(X, "")
             opened.fix_scale(X)
             assert opened.final_latencies(X[2:3], "") == pytest.approx([0.4])
@@ -312,7 +313,7 @@ def test_what_a_network_was_chosen_by_does_not_confirm_it(folder, tmp_path, work
     store = str(tmp_path / "store.sqlite")
     for _ in range(2):
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
-            X = bench.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
+            X = sampling.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
             opened.exporter = "final"  # samples are of the files that ship
             opened.latencies(X, "")
             opened.fix_scale(X)
@@ -326,7 +327,7 @@ def test_what_a_network_was_chosen_by_does_not_confirm_it(folder, tmp_path, work
 
 
 def test_files_that_failed_with_other_weights_are_tried(folder, tmp_path, work, monkeypatch):
-    write, failing = bench.write_parts, [True]
+    write, failing = device_files.write_parts, [True]
 
     def writing(network, device, folder, fast, inputs):
         if failing and not fast:
@@ -339,7 +340,7 @@ def test_files_that_failed_with_other_weights_are_tried(folder, tmp_path, work, 
             str(folder), "onnxruntime", None, str(tmp_path / "store"), str(tmp_path / "files"), "process"
         ) as opened:
             opened.supernet.get_parameter("classifier.weight").data *= scale
-            X = bench.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
+            X = sampling.latency_rows(opened.supernet.space, 5, np.random.default_rng(0))
             opened.latencies(X, "")
             opened.fix_scale(X)
             ran = np.isfinite(opened.final_latencies(X[2:3], "")).all()
@@ -373,7 +374,7 @@ def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(fold
             yield key, result if work["timed"] <= 6 else Failure(("it fails now",) * 2, "now", result.device)
 
     monkeypatch.setattr(bench, "measure", failing_later)
-    X = bench.latency_rows(load(folder).space, 6, np.random.default_rng(0))
+    X = sampling.latency_rows(load(folder).space, 6, np.random.default_rng(0))
     for _ in range(3):
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
             assert np.isfinite(opened.latencies(X, "")).all()
@@ -382,14 +383,14 @@ def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(fold
 
 def test_a_machine_that_is_too_busy_is_no_reason_to_end(folder, tmp_path, monkeypatch):
     floors = []
-    monkeypatch.setattr(bench, "enough", lambda errors, floor: floors.append(floor) or True)
+    monkeypatch.setattr(sampling, "enough", lambda errors, floor: floors.append(floor) or True)
     monkeypatch.setattr(bench.Bench, "noise_floor", lambda self, X, visits=None: 0.9)
     measure(str(folder), "onnxruntime", store=str(tmp_path / "store.sqlite"))
     assert floors == [measuring.TOO_NOISY / 2]
 
 
 def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
-    monkeypatch.setattr(bench, "enough", lambda errors, floor: False)
+    monkeypatch.setattr(sampling, "enough", lambda errors, floor: False)
     assert measure(str(folder), "onnxruntime", max_samples=23, store=str(tmp_path / "a.sqlite"))["n"] == 23
     for _ in range(2):  # once more, it knows how long the networks ran
         report = measure(str(folder), "onnxruntime", max_seconds=1e-6, store=str(tmp_path / "b.sqlite"))
@@ -423,26 +424,26 @@ def test_the_parts_do_not_depend_on_the_batches():
 
 def test_no_network_is_a_sample_twice():
     space = ofa.mobilenet_v3_space(depth=(2,), kernel_size=(3,), expand_ratio=(3, 4), resolution=(16,))
-    X = bench.latency_rows(space, 5000, np.random.default_rng(0))
+    X = sampling.latency_rows(space, 5000, np.random.default_rng(0))
     assert len({tuple(row) for row in X}) == len(X) > 1000
 
 
 def test_another_device_is_told_of_by_those_that_the_store_has(folder, tmp_path, monkeypatch):
     store = str(tmp_path / "store.sqlite")
     measure(str(folder), "torch", samples=20, store=store)
-    asked, samples = [], bench.time_samples
+    asked, samples = [], sampling.time_samples
 
     def spying(opened, *arguments):
         found = samples(opened, *arguments)
         asked.append((list(opened.sources), len(found[0])))
         return found
 
-    monkeypatch.setattr(bench, "time_samples", spying)
+    monkeypatch.setattr(closed_loop, "time_samples", spying)
     for _ in range(2):
         specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), store=store, overwrite=True, **FEW)
     ((source,), timed), again = asked
     assert source.startswith("torch ") and timed == 10 and again == asked[0]
-    X = bench.latency_rows(load(folder).space, 20, np.random.default_rng(0))
+    X = sampling.latency_rows(load(folder).space, 20, np.random.default_rng(0))
     with open_bench(str(folder), "torch", None, store, str(tmp_path / "files"), "process") as first:
         assert first.other_devices(X) == {}  # it was there before the other one
 
@@ -482,13 +483,13 @@ def test_a_network_whose_memory_cannot_be_told_is_none_within_the_bound(folder, 
         return memory(device, source, engine)
 
     monkeypatch.setattr(bench, "peak_memory", failing)
-    X = bench.latency_rows(load(folder).space, 6, np.random.default_rng(0))
+    X = sampling.latency_rows(load(folder).space, 6, np.random.default_rng(0))
     store = str(tmp_path / "store.sqlite")
     for times in (7, 8):  # the first one twice, and none again but the file that ships
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
             taken = opened.footprints(X, "search", "memory_mb")
             assert len(asked) == times and np.isinf(taken[0]) and np.isfinite(taken[1:]).all()
-            limit = bench.Limit(opened, "memory_mb", 1000.0, X)
+            limit = closed_loop.Limit(opened, "memory_mb", 1000.0, X)
             assert (limit.X == X[1:]).all() and limit.of(opened.supernet.space.smallest()) > 0
 
 
@@ -519,7 +520,7 @@ def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error():
 
     finals = [{"config": "a network", "latency_ms": 1.0, "loss": 1.0}]
     with pytest.raises(ValueError, match="openvino does not compute a network as torch does: the loss is 1.1 by the"):
-        bench.best_file(Stub(), finals, {"latency_ms": 5.0})
+        closed_loop.best_file(Stub(), finals, {"latency_ms": 5.0})
 
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
@@ -540,20 +541,20 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
     took = {"good": 3.0, "as good": 2.0, "worse": 1.0, "unsure": 1.2, "misses": 1.5, "slow": 6.0}
     finals = [{"config": name, "latency_ms": ms} for name, ms in took.items()]
     right = {"good": 90, "as good": 89, "worse": 80, "unsure": 89, "misses": 95, "slow": 99}
-    assert bench.best_file(Stub(right), finals, {"latency_ms": 5.0})["config"] == "as good"
-    assert bench.best_file(Stub(right), finals[:1], {"latency_ms": 2.0}) is None
+    assert closed_loop.best_file(Stub(right), finals, {"latency_ms": 5.0})["config"] == "as good"
+    assert closed_loop.best_file(Stub(right), finals[:1], {"latency_ms": 2.0}) is None
     sized = [final | {"params": 7.0 - final["latency_ms"]} for final in finals]
-    assert bench.best_file(Stub(right), sized, {"latency_ms": 5.0, "params": 4.0})["config"] == "good"
+    assert closed_loop.best_file(Stub(right), sized, {"latency_ms": 5.0, "params": 4.0})["config"] == "good"
 
 
 def test_budgets_and_devices_share_what_is_evaluated(folder, tmp_path, work, monkeypatch):
-    shared, samples_near = [], bench.samples_near
+    shared, samples_near = [], sampling.samples_near
 
     def spying(some_bench, evaluated, n, rng, constraints, folds):
         shared.append((id(evaluated), evaluated.random is None, constraints[0][1]))
         return samples_near(some_bench, evaluated, n, rng, constraints, folds)
 
-    monkeypatch.setattr(bench, "samples_near", spying)
+    monkeypatch.setattr(closed_loop, "samples_near", spying)
     many = FEW | {"device": "onnxruntime,torch", "max_latency": "500, 600", "latency_samples": 6}
     reports = specialize(str(folder), out=str(tmp_path / "out"), **many)
     names = {f"{device}-{budget}ms" for device in ("onnxruntime", "torch") for budget in (500, 600)}
@@ -634,8 +635,8 @@ def test_what_was_evaluated_for_another_budget_counts_where_it_is_within_this_on
     budget = float(np.median(cost(known)))
     within = int((cost(known) <= budget).sum())
     stub = SimpleNamespace(supernet=SimpleNamespace(space=space))
-    A = bench.samples_near(
-        stub, bench.Evaluated(known, found), within + 7, np.random.default_rng(0), [(cost, budget)], folds=None
+    A = sampling.samples_near(
+        stub, sampling.Evaluated(known, found), within + 7, np.random.default_rng(0), [(cost, budget)], folds=None
     )
     assert (A[2:42] == known).all() and len(A) == 2 + 40 + 5  # the ends count, too
     assert (cost(A[42:]) <= budget).all() and len(np.unique(np.concatenate([A, found]), axis=0)) == len(A) + 3
@@ -649,7 +650,7 @@ def test_devices_that_would_share_a_folder_are_refused(folder, tmp_path):
 
 
 def test_a_device_that_fails_costs_no_other_one(folder, tmp_path, monkeypatch):
-    write = bench.write_parts
+    write = device_files.write_parts
 
     def failing(network, device, *arguments):
         if device.runtime == "onnxruntime":
@@ -674,19 +675,19 @@ def test_budgets_that_make_no_sense_are_refused(folder, tmp_path, given):
 
 
 def test_exported_files_keep_within_their_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "CACHE", 250)
-    monkeypatch.setattr(bench, "KEPT", 1)
+    monkeypatch.setattr(device_files, "CACHE", 250)
+    monkeypatch.setattr(device_files, "KEPT", 1)
     for i in range(4):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "x").write_bytes(bytes(100))
         os.utime(tmp_path / str(i), (i, i))
-    bench.trim(tmp_path)
+    device_files.trim(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
 
 
 def test_what_another_process_is_writing_is_not_trimmed(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "CACHE", 0)
-    monkeypatch.setattr(bench, "KEPT", 1)
+    monkeypatch.setattr(device_files, "CACHE", 0)
+    monkeypatch.setattr(device_files, "KEPT", 1)
     for i, name in enumerate((".being-written", "a", "b", "taken-away")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_bytes(bytes(100))
@@ -699,7 +700,7 @@ def test_what_another_process_is_writing_is_not_trimmed(tmp_path, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(Path, "iterdir", racing)
-    bench.trim(tmp_path)
+    device_files.trim(tmp_path)
     assert {path.name for path in listed(tmp_path)} == {".being-written", "b"}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hat
-from recipes import bench, evaluate, export, specialize
+from recipes import bench, closed_loop, evaluate, export, specialize
 from supernet.export import load, save
 from supernet.training import evaluate_network
 
@@ -28,8 +28,8 @@ FEW = dict(latency_samples=5, accuracy_samples=5, finalists=1, population=12, ge
 @pytest.fixture(autouse=True)
 def one_round(monkeypatch):
     """Final files take seconds each; that rounds go on is the images' test."""
-    monkeypatch.setattr(bench, "ROUNDS", 1)
-    monkeypatch.setattr(bench, "REFITS", 1)
+    monkeypatch.setattr(closed_loop, "ROUNDS", 1)
+    monkeypatch.setattr(closed_loop, "REFITS", 1)
 
 
 @pytest.fixture(scope="module")

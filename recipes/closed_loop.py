@@ -1,0 +1,338 @@
+"""The search of `supernet specialize`: what it finds is measured as the files that ship, which corrects it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.model_selection import KFold, cross_val_predict
+
+from predictors.accuracy import AccuracyPredictor
+from predictors.latency import LatencyPredictor, quality
+from recipes import LEAST_SAMPLES
+from recipes.bench import LENGTHS, PARTS, Bench
+from recipes.sampling import Evaluated, samples_near, time_samples
+from supernet.search import InfeasibleError, evolutionary_search
+from supernet.training import compare, means
+
+ROUNDS = 5  # of search, export and measuring
+REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
+LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
+WRONG = 0.01  # the largest difference between the losses of a network and of its float32 file, relative
+COSTS = ("macs", "params", "file_mb", "memory_mb")  # that may be bounded, beside latency; MB are 1e6 bytes
+
+
+def find_network(
+    bench: Bench,
+    budget: float,
+    folder: Path | None,
+    latency_samples: int | None,
+    accuracy_samples: int | None,
+    finalists: int,
+    population: int,
+    generations: int,
+    seed: int,
+    direct: bool = False,
+    bounds: Mapping[str, float] | None = None,
+    evaluated: Evaluated | None = None,
+) -> dict[str, Any]:
+    """Search, measure what was found as the files that ship, correct the predictors, and again.
+
+    Until one meets the budget (ms) and the other `bounds` ({one of `COSTS`: its largest value}) and nothing that seems
+    to is better, or for `ROUNDS`. `direct` evaluates every network that the search scores, where there is else a
+    predictor of `accuracy_samples` evaluated ones; those that `evaluated` has count, and what is evaluated here joins
+    them. Without `latency_samples` or `accuracy_samples`, networks are timed or evaluated until more would tell little.
+    All of this sees the `select` part of the data.
+    Writes the network to `folder` and returns the report; without a folder, {}, and what was evaluated is what it is
+    for. ValueError if none meets the budget.
+    """
+    space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
+    if "memory_mb" in (bounds or {}):
+        bench.device.check_tells_memory()
+    evaluated = evaluated or Evaluated()
+    ends = space.encode([space.smallest(), space.largest()])
+    X, timed_ms = time_samples(bench, latency_samples, rng)
+    smallest_ms, largest_ms = timed_ms[:2]
+    X, timed_ms = X[np.isfinite(timed_ms)], timed_ms[np.isfinite(timed_ms)]
+    bench.fix_scale(X)
+    latency = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
+    folds = KFold(5, shuffle=True, random_state=seed)
+    report: dict[str, Any] = {
+        "budget_ms": budget,
+        "timed": {name: bench.supernet.input_spec[name] for name in LENGTHS if name in bench.supernet.input_spec},
+        "device": dataclasses.asdict(bench.device) | bench.fingerprint,
+        "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=folds)),
+        "noise_floor": bench.noise_floor(X),
+        "reference_ms": bench.reference_ms,
+        "exporters_ratio": bench.exporters_ratio,
+        "smallest_ms": smallest_ms,
+        "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
+    }
+    latency.fit(X, timed_ms)
+    report["transfers_from"] = list(bench.sources) if latency.transfers_ else []
+    cheapest = min(timed_ms.min(), latency.predict(X).min())
+    if budget < cheapest:
+        raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
+    limits = [Limit(bench, name, bound, X) for name, bound in (bounds or {}).items()]
+    report["bounds"] = dict(bounds or {})
+
+    # The search ranks by cross entropy, which a few hundred items tell far better than accuracy.
+    predictors = {name: AccuracyPredictor(terms=bench.supernet.cost_terms) for name in ("accuracy", "loss")}
+    A = ends
+    if not direct:
+        constraints = [(latency.predict, budget), *limits_of(limits)]
+        A = samples_near(bench, evaluated, accuracy_samples, rng, constraints, folds)
+        evaluated.random = A[2:]
+    samples = len(A)
+    if evaluated.found is not None:
+        A = np.concatenate([A, evaluated.found])
+    figures = bench.evaluate(A, "evaluating samples")
+    if not direct:  # how good they are is told by random networks alone
+        told_by = {name: values[:samples] for name, values in figures.items()}
+        report["accuracy_predictor"] = {
+            name: quality(told_by[name], cross_val_predict(clone(model), A[:samples], told_by[name], cv=folds))
+            for name, model in predictors.items()
+        }
+
+    def score(X: np.ndarray) -> np.ndarray:
+        return -(bench.evaluate(X, "evaluating")["loss"] if direct else predictors["loss"].predict(X))
+
+    def slowest_told(X: np.ndarray) -> np.ndarray:
+        """The upper ends of the intervals that latencies are predicted to lie in; few rows tell none for `LEVEL`.
+
+        An interval without an end, where the predictor knows nothing, is beyond any budget.
+        """
+        rows = len(latency.cv_errors_)
+        return np.minimum(latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1], 1e6 * budget)
+
+    winner, timed, asked = None, {}, {"latency_ms": budget} | report["bounds"]
+    # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
+    for told in (slowest_told, *[latency.predict] * (ROUNDS - 1)):
+        # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
+        for _ in range(1 if direct else REFITS):
+            if not direct:
+                predictors["loss"].fit(A, figures["loss"])
+            try:
+                result = evolutionary_search(
+                    space,
+                    score,
+                    [(told, budget), *limits_of(limits)],
+                    population=population,
+                    generations=generations,
+                    seed=seed,
+                )
+            except InfeasibleError:  # to the corrected predictor nothing is fast enough
+                break
+            new = distinct(result.X, A, finalists)
+            A = np.concatenate([A, new])
+            evaluated.found = A[samples:]
+            found = bench.evaluate(new, "evaluating what the search found")
+            figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
+        took = {tuple(row): ms for row, ms in zip(X, timed_ms)}  # what was timed needs no prediction
+        within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
+        for limit in limits:
+            within &= limit.predict(A) <= limit.bound
+        chosen = next_finalists(A, figures, figure, within, timed, asked, finalists)
+        if not chosen and told is slowest_told:
+            continue
+        if not chosen:
+            break
+        C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
+        hopes = figures[figure][chosen]
+        if not direct:
+            others = np.delete(np.arange(len(A)), chosen)  # a prediction is by one that has not seen the network
+            hopes = clone(predictors[figure]).fit(A[others], figures[figure][others]).predict(C)
+        for i, row, config, ms, guess, hope in zip(chosen, C, space.decode(C), measured, latency.predict(C), hopes):
+            timed[tuple(row)] = {
+                "config": config,
+                "latency_ms": float(ms),
+                "predicted_latency_ms": float(guess),
+                f"predicted_{figure}": float(hope),
+            } | {name: float(values[i]) for name, values in figures.items()}
+            timed[tuple(row)] |= {limit.name: limit.of(config) if math.isfinite(ms) else math.inf for limit in limits}
+        for limit in limits:
+            limit.learn(C[np.isfinite(measured)])
+        winner = best_file(bench, list(timed.values()), asked)
+        # The first measurement, which a repeated call finds again, unless the second one said no.
+        finals = [timed[tuple(row)] for row in C]
+        measured = [slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for f in finals]
+        ran = np.isfinite(measured)
+        X, timed_ms = np.concatenate([X, C[ran]]), np.concatenate([timed_ms, np.asarray(measured)[ran]])
+        latency.fit(X, timed_ms)
+    finals = list(timed.values())
+    if winner is None:
+        raise ValueError(none_met(finals, asked, timed_ms.min()))
+    if folder is None:
+        return {}
+
+    report |= winner | {"config": dataclasses.asdict(winner["config"]), "figure": figure}
+    report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
+    ran = [final for final in finals if math.isfinite(slowest(final))]
+    # What the file computes is not quite what torch does, least of all where its layers are quantized.
+    files = [final for final in finals if f"file_{figure}" in final]
+    report["file_offset"] = {name: float(np.mean([f[f"file_{name}"] - f[name] for f in files])) for name in figures}
+    report["finalists"] = [{k: v for k, v in final.items() if k != "config"} for final in ran]
+    report["failed_finalists"] = len(finals) - len(ran)
+    costs = bench.supernet.costs(space.encode([winner["config"]]))
+    report |= {unit: int(values[0]) for unit, values in costs.items()}
+    report["seconds"] = {what: round(seconds, 3) for what, seconds in bench.seconds.items()}
+    report["samples"] = [
+        {"predicted_latency_ms": ms} | {name: float(values[i]) for name, values in figures.items()}
+        for i, ms in enumerate(latency.predict(A[:samples]).tolist())
+    ]
+    bench.write(folder, winner["config"], report)
+    print(
+        f"budget {budget:.3f} ms; predicted {winner['predicted_latency_ms']:.3f} ms, measured"
+        f" {winner['confirmed_ms']:.3f} ms; the file's {figure} {report['select'][figure]:.4f} where it was chosen,"
+        f" {report['report'][figure]:.4f} on other held-out items, {report['test'][figure]:.4f} on the test set;"
+        f" written to {folder}"
+    )
+    return report
+
+
+def next_finalists(
+    A: np.ndarray,
+    figures: Mapping[str, np.ndarray],
+    figure: str,
+    within: np.ndarray,
+    timed: Mapping[tuple[float, ...], Mapping[str, Any]],
+    bounds: Mapping[str, float],
+    n: int,
+) -> list[int]:
+    """Which of the evaluated rows of A are to be timed as the files that ship, after those that are `timed`.
+
+    Of those that seem `within` the bounds the n of the least cross entropy, since the highest of hundreds of accuracies
+    is that of the luckiest network. One that turned out to miss a bound is none of them; where another one met them
+    all, only those that seem better than the best of these.
+    """
+    missed = {
+        row
+        for row, final in timed.items()
+        if not final.get("passed", all(final[name] <= bound for name, bound in bounds.items()))
+    }
+    order = np.argsort(figures["loss"], kind="stable")
+    best = [i for i in order if within[i] and tuple(A[i]) not in missed][:n]
+    sign = 1 if figure == "accuracy" else -1
+    met = max((sign * final[figure] for final in timed.values() if final.get("passed")), default=-math.inf)
+    return [i for i in best if tuple(A[i]) not in timed and sign * figures[figure][i] > met]
+
+
+def none_met(finals: Sequence[Mapping[str, Any]], bounds: Mapping[str, float], fastest_sample: float) -> str:
+    """By how much the finalists missed the bounds, or why there are none."""
+    (_, budget), *others = bounds.items()
+    found = "none was predicted to"
+    if (short := fastest_sample - budget) > 0:
+        found += f"; of the samples the fastest took {fastest_sample:.3f} ms, {short:.3f} ms too long"
+    if finals:
+        fastest = min(finals, key=slowest)
+        found = f"the fastest took {slowest(fastest):.3f} ms"
+        if (short := slowest(fastest) - budget) > 0:
+            found += f", {short:.3f} ms too long"
+        found += "".join(f", the least {name} is {min(final[name] for final in finals):g}" for name, _ in others)
+        found += f": {fastest['config']}"
+    wanted = "".join(f" and {name} = {bound:g}" for name, bound in others)
+    return f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms{wanted}: {found}"
+
+
+def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[str, float]) -> dict[str, Any] | None:
+    """The finalist whose file is the best of those that meet all bounds, that on latency in two measurements.
+
+    Where the files of faster ones are as good, within one standard error of the paired differences in accuracy and in
+    cross entropy, which tells more from as many items, the fastest of them.
+    ValueError where a file of float32 does not compute what the network does.
+    """
+    figure, budget = bench.supernet.figure, bounds["latency_ms"]
+    sign = 1 if figure == "accuracy" else -1
+    fast = [final for final in finals if all(final[name] <= bound for name, bound in bounds.items())]
+    items = {id(final): bench.file_items(final["config"], "select") for final in fast}
+    for final in fast:
+        final |= {f"file_{name}": value for name, value in means(items[id(final)]).items()}
+        if bench.device.precision != "float32":
+            continue
+        if not math.isclose(final["file_loss"], final["loss"], rel_tol=WRONG, abs_tol=1e-4):
+            raise ValueError(
+                f"{bench.device.name} does not compute {final['config']} as torch does: the loss is"
+                f" {final['file_loss']:g} by the exported file, {final['loss']:g} by the network"
+            )
+
+    def passes(final: dict[str, Any]) -> bool:
+        if "confirmed_ms" not in final:
+            final |= bench.confirm(final["config"])
+            final["passed"] = final["confirmed_ms"] <= budget
+        return final["passed"]
+
+    best = next(filter(passes, sorted(fast, key=lambda f: (-sign * f[f"file_{figure}"], f["latency_ms"]))), None)
+    if best is None:
+        return None
+
+    def as_good(final: dict[str, Any]) -> bool:
+        accuracy, loss = (compare(items[id(best)], items[id(final)], name) for name in ("accuracy", "loss"))
+        return accuracy[0] <= accuracy[1] and -loss[0] <= loss[1]
+
+    for final in sorted(fast, key=lambda final: final["latency_ms"]):
+        if final["latency_ms"] >= best["latency_ms"]:
+            return best
+        if as_good(final) and passes(final):
+            return final
+    return best
+
+
+def slowest(final: dict[str, Any]) -> float:
+    """The larger of a finalist's measurements in ms."""
+    return max(final["latency_ms"], final.get("confirmed_ms", 0.0))
+
+
+def distinct(X: np.ndarray, known: np.ndarray, n: int) -> np.ndarray:
+    """The first n rows of X (ranked) that are not among `known` and differ from each other in at least 3 genes."""
+    taken = {tuple(row) for row in known}
+    chosen: list[np.ndarray] = []
+    for row in X:
+        if tuple(row) not in taken and all((row != other).sum() >= 3 for other in chosen):
+            chosen.append(row)
+            if len(chosen) == n:
+                break
+    return np.array(chosen).reshape(-1, X.shape[1])
+
+
+class Limit:
+    """A bound on one of `COSTS`: a closed form, or what a predictor tells of what the files of some networks X take."""
+
+    def __init__(self, bench: Bench, name: str, bound: float, X: np.ndarray) -> None:
+        self.bench, self.name, self.bound = bench, name, bound
+        self.exact = name in ("macs", "params")
+        self.model = LatencyPredictor(terms=bench.supernet.cost_terms)
+        self.X, self.y = X, np.array([])
+        if not self.exact:
+            self.y = bench.footprints(X, "search", name)
+            self.X, self.y = self.X[np.isfinite(self.y)], self.y[np.isfinite(self.y)]
+            if len(self.y) < LEAST_SAMPLES:
+                raise ValueError(f"{name}: of {len(X)} networks only {len(self.y)} could be measured")
+            self.model.fit(self.X, self.y)
+        least = min(self.predict(X).min(), self.y.min(initial=math.inf))
+        if bound < least:
+            raise ValueError(f"{name} = {bound:g} cannot be met: the least of {len(X)} networks is {least:g}")
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        return self.bench.supernet.costs(X)[self.name] if self.exact else self.model.predict(X)
+
+    def of(self, config: Any) -> float:
+        """What the file that ships takes."""
+        X = self.bench.supernet.space.encode([config])
+        return float((self.predict(X) if self.exact else self.bench.footprints(X, "final", self.name))[0])
+
+    def learn(self, X: np.ndarray) -> None:
+        """Correct the predictor by the files that ship of the rows X, which were measured."""
+        if not self.exact and len(X):
+            y = self.bench.footprints(X, "final", self.name)
+            self.X, self.y = np.concatenate([self.X, X[np.isfinite(y)]]), np.concatenate([self.y, y[np.isfinite(y)]])
+            self.model.fit(self.X, self.y)
+
+
+def limits_of(limits: Iterable[Limit]) -> list[tuple[Callable[[np.ndarray], np.ndarray], float]]:
+    """The constraints of a search that keep within limits."""
+    return [(limit.predict, limit.bound) for limit in limits]

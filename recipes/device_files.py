@@ -1,0 +1,141 @@
+"""What a device loads of a network: the files, how they are written, and by which programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from predictors.devices import Device
+from predictors.runtimes import RUNTIMES, SUFFIXES, batches
+from supernet.export import (
+    NETWORK_FILES,
+    PLAN,
+    part_to_executorch,
+    part_to_onnx,
+    quantize_onnx,
+    quantize_openvino,
+    write_plan,
+)
+from supernet.model import Part, Supernet
+
+PART_FILES = tuple(
+    f"{part}{suffix}" for part in ("subnet", "encoder", "decoder") for suffix in (*SUFFIXES, ".bin")
+)  # of any family, for any runtime
+FILES = (*NETWORK_FILES, *PART_FILES, PLAN, "report.json", "report.html", "front.png")
+CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
+CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
+
+
+def write_parts(
+    network: Supernet, device: Device, folder: Path, fast: bool, inputs: Iterable[Sequence[Tensor]]
+) -> None:
+    """Write the files that a device loads of a network to `folder`, and its plan, if it has several parts.
+
+    `fast` takes a faster exporter, where there is one. For an int8 device the `inputs` of the network, in batches, are
+    what it is calibrated on (`seen_by_parts`).
+    """
+    seen = seen_by_parts(network, device.batch, inputs) if device.precision == "int8" else {}
+    for name, part in network.parts(device.batch).items():
+        write_part(part, device, folder / name, fast, seen.get(name))
+    write_plan(network, folder, device.batch)
+
+
+def write_part(
+    part: Part, device: Device, path: Path, fast: bool, seen: Sequence[Mapping[str, np.ndarray]] | None
+) -> Path:
+    """Write the file that a device loads of a part; `path` is without its suffix. With the inputs `seen`, as int8."""
+    if RUNTIMES[device.runtime].files == ".pte":
+        # Its file is for one batch size alone.
+        fitting = seen and [some for feeds in seen for some in batches(feeds, part.limits.get("batch"))]
+        return part_to_executorch(part, path.with_suffix(".pte"), fitting)
+    if seen is None:
+        return part_to_onnx(part, path.with_suffix(".onnx"), fast)
+    with tempfile.TemporaryDirectory() as folder:
+        source = part_to_onnx(part, Path(folder) / "float32.onnx", fast)
+        if device.runtime == "openvino":
+            return quantize_openvino(source, path.with_suffix(".xml"), seen)
+        return quantize_onnx(source, path.with_suffix(".onnx"), seen)
+
+
+@torch.inference_mode()
+def seen_by_parts(
+    network: Supernet, batch: int, inputs: Iterable[Sequence[Tensor]]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """What the parts of a network get as inputs, each in batches of the size that its file is for.
+
+    That of the first `CALIBRATION` items of `inputs`; of a part that runs often, of `CALIBRATION_RUNS` of its runs.
+    """
+    parts, rng = network.parts(batch), np.random.default_rng(0)
+    seen: dict[str, list[Mapping[str, np.ndarray]]] = {name: [] for name in parts}
+    runs = dict.fromkeys(seen, 0)
+
+    def watched(name: str, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if all(x.size for x in feeds.values()):  # caches are empty before the first step, and have no range
+            runs[name] += 1
+            place = len(seen[name]) if runs[name] <= CALIBRATION_RUNS else rng.integers(runs[name])
+            if place < CALIBRATION_RUNS:
+                seen[name][place : place + 1] = [feeds]
+        part = parts[name]
+        made = part.module(*(torch.from_numpy(feeds[key]) for key in part.names))
+        return {key: x.numpy() for key, x in zip(part.outputs, [made] if isinstance(made, Tensor) else made)}
+
+    items = 0
+    for some in inputs:
+        some = [x[: CALIBRATION - items] for x in some]
+        network.run_parts(watched, network.prepare(some))
+        if (items := items + len(some[0])) == CALIBRATION:
+            break
+    sizes = {name: None if part.dynamic else batch for name, part in parts.items()}
+    return {name: [some for feeds in seen[name] for some in batches(feeds, sizes[name])] for name in parts}
+
+
+def written_by(runtime: str, precision: str) -> tuple[str, ...]:
+    """The programs that write the files which a runtime loads: other versions may write files that take other times."""
+    files = RUNTIMES[runtime].files
+    packages = {None: [], ".pte": ["torch", "executorch"]}.get(files, ["torch", "onnxscript"])
+    if precision == "int8":
+        packages = [*packages, {"openvino": "nncf", "executorch": "torchao"}.get(runtime, "onnxruntime")]
+    try:
+        return tuple(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    except importlib.metadata.PackageNotFoundError as error:
+        extra = RUNTIMES[runtime].extra
+        what = f"'supernet[{extra}]'" if extra else error.name
+        raise ImportError(f"{error.name} is not installed: pip install {what}") from None
+
+
+def writers() -> list[tuple[str, ...]]:
+    """`written_by` of all that is installed here, each once."""
+    found = {}
+    for name, runtime in RUNTIMES.items():
+        for precision in runtime.precisions:
+            with suppress(ImportError):
+                found[written_by(name, precision)] = None
+    return list(found)
+
+
+def trim(files: Path) -> None:
+    """Delete networks' folders while all take more than `CACHE` bytes, the longest unused first; `KEPT` stay.
+
+    Other processes may write, and trim, the same.
+    """
+    found = []
+    for folder in files.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):  # which are not yet whole
+            with suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                found.append((folder.stat().st_mtime_ns, folder, size))
+    surplus = sum(size for *_, size in found) - CACHE
+    for _, folder, size in sorted(found)[:-KEPT]:
+        if surplus <= 0:
+            return
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+        surplus -= size
