@@ -1,12 +1,13 @@
 """Translation networks through the verbs: specialize, evaluate, export."""
 
 import json
+import math
 
 import pytest
 import torch
 
 import hat
-from recipes import bench, closed_loop, evaluate, export, specialize
+from recipes import bench, closed_loop, evaluate, export, sampling, specialize
 from supernet.export import load, save
 from supernet.training import evaluate_network
 
@@ -27,9 +28,13 @@ FEW = dict(latency_samples=5, accuracy_samples=5, finalists=1, population=12, ge
 
 @pytest.fixture(autouse=True)
 def one_round(monkeypatch):
-    """Final files take seconds each; that rounds go on is the images' test."""
+    """Final files, and processes that load them, take seconds each; that all goes on is the images' test."""
     monkeypatch.setattr(closed_loop, "ROUNDS", 1)
     monkeypatch.setattr(closed_loop, "REFITS", 1)
+    monkeypatch.setattr(sampling, "ASKED", 1)
+    monkeypatch.setattr(bench, "VISITS", 1)
+    monkeypatch.setattr(bench, "CHECKED", 1)
+    monkeypatch.setattr(bench, "AGREE", math.inf)
 
 
 @pytest.fixture(scope="module")
