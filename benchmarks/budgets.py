@@ -40,6 +40,7 @@ from predictors.measuring import measure
 from predictors.runtimes import part_file
 from recipes import import_families, make_data, read_section, specialize
 from recipes.bench import PARTS, Bench
+from recipes.closed_loop import sign_of
 from recipes.sampling import time_samples
 from supernet.export import load
 from supernet.sampling import stratified
@@ -118,7 +119,7 @@ def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, fl
         ms = pool_latencies(bench)
     with opened(supernet, "torch", out) as bench:
         X, space, figure = pool_rows(bench), bench.supernet.space, bench.supernet.figure
-        sign = 1 if figure == "accuracy" else -1
+        sign = sign_of(figure)
         items = [halves(bench.file_items(config, "report")) for config in space.decode(X)]
         merit = np.array([sign * means(chosen)[figure] for chosen, _ in items])
         later_ms = json.loads((out / f"later-{get_device(device).name}.json").read_text())
@@ -158,7 +159,7 @@ def singly(supernet: Path, device: str, out: Path) -> None:
         alone[folder] = json.loads(report.read_text())
     with opened(supernet, device, out) as bench:
         figure = bench.supernet.figure
-        sign = 1 if figure == "accuracy" else -1
+        sign = sign_of(figure)
         reports = [*networks.values(), *alone.values()]
         x = np.log([report["confirmed_ms"] for report in reports])
         configs = [bench.supernet.space.config_class(**report["config"]) for report in reports]

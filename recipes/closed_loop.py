@@ -195,6 +195,11 @@ def find_network(
     return report
 
 
+def sign_of(figure: str) -> int:
+    """1 where more of a figure is better, -1 where less is."""
+    return 1 if figure == "accuracy" else -1
+
+
 def next_finalists(
     A: np.ndarray,
     figures: Mapping[str, np.ndarray],
@@ -217,7 +222,7 @@ def next_finalists(
     }
     order = np.argsort(figures["loss"], kind="stable")
     best = [i for i in order if within[i] and tuple(A[i]) not in missed][:n]
-    sign = 1 if figure == "accuracy" else -1
+    sign = sign_of(figure)
     met = max((sign * final[figure] for final in timed.values() if final.get("passed")), default=-math.inf)
     return [i for i in best if tuple(A[i]) not in timed and sign * figures[figure][i] > met]
 
@@ -247,7 +252,7 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     ValueError where a file of float32 does not compute what the network does.
     """
     figure, budget = bench.supernet.figure, bounds["latency_ms"]
-    sign = 1 if figure == "accuracy" else -1
+    sign = sign_of(figure)
     fast = [final for final in finals if all(final[name] <= bound for name, bound in bounds.items())]
     items = {id(final): bench.file_items(final["config"], "select") for final in fast}
     for final in fast:
