@@ -172,7 +172,8 @@ def process_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> 
 
     It has a `fixed_layout`, if the system lets; if not `fixed`, random addresses, as other programs have them, and
     others after call("end"). A call that takes longer than `limit` seconds fails. The process may use as much memory as
-    was free when it began, and is the first that the system ends when memory runs out. Sources must be picklable.
+    was free when it began, and is the first that the system ends when memory runs out. What it writes to stderr is kept
+    back, but for the last line before it ends by itself. Sources must be picklable.
     """
     worker: _Process | None = None
 
@@ -352,8 +353,12 @@ class _Process:
             raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
+        # What runtimes log there would come from every process; the end of it may tell why one ended.
+        self._stderr = tempfile.TemporaryFile()
         with theirs, fixed_layout(fixed):
-            self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stderr=self._stderr
+            )
         self._connection = Connection(ours.detach())
         self._connection.send_bytes(pickle.dumps(device))
         self._connection.send_bytes(runtime)
@@ -367,15 +372,21 @@ class _Process:
                 raise NetworkError(f"no answer in {limit:g} s")
             answer = pickle.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
-            raise NetworkError(f"its process {ended(self._process.wait())}") from error
+            raise NetworkError(f"its process {ended(self._process.wait())}{self._last_words()}") from error
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _last_words(self) -> str:
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 500))
+        lines = self._stderr.read().decode(errors="replace").split("\n")
+        return next((f"; the last that it wrote: {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def end(self) -> None:
         self._connection.close()
         self._process.kill()
         self._process.wait()
+        self._stderr.close()
 
 
 def serve(descriptor: int) -> None:

@@ -62,11 +62,17 @@ def exhaust(x):
 
 
 def leave(x):
+    os.write(2, b"a message of the runtime\\nno room for the kernel\\n\\n")
     os._exit(7)
 
 
 def load_mine(device, seconds):
     return (lambda: time.sleep(seconds)), "float32"
+
+
+def log(x):
+    os.write(2, b"deprecated")
+    return x
 
 
 def no_memory(x):
@@ -112,13 +118,18 @@ def test_peak_memory_is_that_of_the_network(misbehaving):
     assert 60e6 < peak_memory(TORCH, (misbehaving.hold_64_mb, INPUTS)) - peak_memory(TORCH, good()) < 75e6
 
 
+def test_what_runtimes_log_in_their_processes_is_kept_back(misbehaving, capfd):
+    results = dict(measure(TORCH, {"a": (misbehaving.log, INPUTS)}, engine="process"))
+    assert results["a"].rounds == 4 and "deprecated" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, reason",
     [
         ("crash", "its process was ended by SIGSEGV"),
         ("crash_in_the_third_round", "its process was ended by SIGSEGV"),
         ("exhaust", "MemoryError"),
-        ("leave", "its process ended with status 7"),
+        ("leave", "its process ended with status 7; the last that it wrote: no room for the kernel"),
         ("refuse", "RuntimeError: no kernel for this"),
     ],
 )
