@@ -28,9 +28,11 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     is a stretch of them. Of at most 20 rows each is a fold.
 
     `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. A second model has
-    their predictions as terms too, without penalty. Where that lowers the cross-validated error (`transfers_` says so),
-    what is predicted is the mean of the two models' predictions, each weighted by one over its squared error (Bates and
-    Granger 1969), here the median cross-validated one: some ten measurements then do for a new device.
+    their predictions as terms too, without penalty, and what is predicted is the mean of both models' predictions, each
+    weighted by one over its squared error (Bates and Granger 1969), here the median cross-validated one. The second's
+    counts twice: of a few rows that differ as much as they can, each is an extrapolation when it is left out, which the
+    networks to come are less, and that is harder without sources. `share_` is the second's weight. Some ten
+    measurements then do for a new device that resembles a source.
 
     Latencies that are not positive raise ValueError.
     """
@@ -55,16 +57,15 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
             raise ValueError(f"a latency is positive, not {y.min():g}")
         folds = KFold(len(y) if len(y) <= FEW else self.folds)
         held_out, self.intercept_, self.coef_ = self._best(*self._terms(X, False), y, folds)
-        self.cv_errors_, self.transfers_ = np.abs(held_out / y - 1), False
+        self.share_ = 0.0
         if self.sources:
             others, intercept, coef = self._best(*self._terms(X, True), y, folds)
-            squared = [float(np.median((predicted / y - 1) ** 2)) for predicted in (held_out, others)]
-            share = squared[0] / sum(squared) if sum(squared) else 0.0  # of the second one
-            errors = np.abs(((1 - share) * held_out + share * others) / y - 1)
-            if errors.mean() < self.cv_errors_.mean():
-                self.cv_errors_, self.transfers_ = errors, True
-                self.intercept_ = (1 - share) * self.intercept_ + share * intercept
-                self.coef_ = (1 - share) * np.pad(self.coef_, (0, len(coef) - len(self.coef_))) + share * coef
+            alone, second = (float(np.median((predicted / y - 1) ** 2)) for predicted in (held_out, others))
+            share = self.share_ = alone / (alone + 2 * second) if alone else 0.0
+            held_out = (1 - share) * held_out + share * others
+            self.intercept_ = (1 - share) * self.intercept_ + share * intercept
+            self.coef_ = (1 - share) * np.pad(self.coef_, (0, len(coef) - len(self.coef_))) + share * coef
+        self.cv_errors_ = np.abs(held_out / y - 1)
         self.cv_error_ = float(self.cv_errors_.mean())
         return self
 
@@ -86,7 +87,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     def predict(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        return self.intercept_ + self._terms(X, self.transfers_)[0] @ self.coef_
+        return self.intercept_ + self._terms(X, True)[0] @ self.coef_
 
     def interval(self, X: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """The bounds (n,), (n,) between which a network's latency lies with probability `level`.
@@ -101,10 +102,10 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         reach = errors[min(math.ceil(level * len(errors)), len(errors)) - 1]
         return predicted / (1 + reach), predicted / (1 - reach) if reach < 1 else np.full(len(predicted), np.inf)
 
-    def _terms(self, X: np.ndarray, transfers: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The terms (n, terms) of the model, and which of them are free of the penalty (terms,)."""
+    def _terms(self, X: np.ndarray, sources: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The terms (n, terms), with those of the sources or without, and which are free of the penalty (terms,)."""
         terms = X if self.terms is None else np.stack(list(self.terms(X).values()), axis=1).astype(np.float64)
-        others = [source.predict(X)[:, None] for source in self.sources if transfers]
+        others = [source.predict(X)[:, None] for source in self.sources if sources]
         free = np.arange(terms.shape[1] + len(others)) >= terms.shape[1]
         return np.hstack([terms, *others]), free
 

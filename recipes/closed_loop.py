@@ -74,7 +74,7 @@ def find_network(
         "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
     }
     latency.fit(X, timed_ms)
-    report["transfers_from"] = list(bench.sources) if latency.transfers_ else []
+    report["transfers_from"] = {"devices": list(bench.sources), "share": latency.share_}
     cheapest = min(timed_ms.min(), latency.predict(X).min())
     if budget < cheapest:
         raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")

@@ -122,7 +122,7 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
             errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
             # The mean of two halves errs half as much as they differ. That a machine is too busy excuses nothing.
             noise = min(bench.noise_floor(X[:n][ran], ASKED), TOO_NOISY) / 2
-            if (model.transfers_ or n >= FIRST_SAMPLES) and enough(errors, noise):
+            if (model.share_ > 0.5 or n >= FIRST_SAMPLES) and enough(errors, noise):
                 break
     return n, bench.latencies(X[:n], "timing samples")
 
