@@ -20,8 +20,8 @@ the network is no worse by more than one standard error of the other half.
 `singly` finds a network for each of the budgets in a call of its own, whose search learns nothing from the others' (the
 store only keeps what it asks for from being measured again), and prints the hypervolume of both fronts: the area that
 lies below a figure and above the worst one of both, at latencies up to the largest, on a log scale. The figure is that
-of the select part, by which both were found, of the report part, and of the test set; with the standard error of the
-difference, by drawing the items with replacement.
+of the select part, by which both were found, of the report part, of the test set, and of the last two together, which
+chose nothing; with the standard error of the difference, by drawing the items with replacement.
 """
 
 from __future__ import annotations
@@ -163,8 +163,12 @@ def singly(supernet: Path, device: str, out: Path) -> None:
         reports = [*networks.values(), *alone.values()]
         x = np.log([report["confirmed_ms"] for report in reports])
         configs = [bench.supernet.space.config_class(**report["config"]) for report in reports]
-        for part in PARTS:
-            items = [bench.file_items(config, part) for config in configs]
+        parts = {part: [bench.file_items(config, part) for config in configs] for part in PARTS}
+        parts["report and test"] = [
+            {name: np.concatenate([report[name], test[name]]) for name in report}
+            for report, test in zip(parts["report"], parts["test"])
+        ]
+        for part, items in parts.items():
             values, counted = sign * np.array([of[figure] for of in items]), items[0]["counted"]
             rng = np.random.default_rng(0)
             drawn = [np.arange(len(counted)), *rng.integers(len(counted), size=(DRAWS, len(counted)))]
