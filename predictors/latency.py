@@ -29,10 +29,9 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
 
     `sources` are fitted predictors of other devices, each in a `sklearn.frozen.FrozenEstimator`. A second model has
     their predictions as terms too, without penalty, and what is predicted is the mean of both models' predictions, each
-    weighted by one over its squared error (Bates and Granger 1969), here the median cross-validated one. The second's
-    counts twice: of a few rows that differ as much as they can, each is an extrapolation when it is left out, which the
-    networks to come are less, and that is harder without sources. `share_` is the second's weight. Some ten
-    measurements then do for a new device that resembles a source.
+    weighted by one over its squared error (Bates and Granger 1969), here the median cross-validated one, where that of
+    the second counts twice: what is measured on the device itself is to weigh more where both err alike. `share_` is
+    the second's weight. Some ten measurements then do for a new device that resembles a source.
 
     Latencies that are not positive raise ValueError.
     """
