@@ -104,7 +104,7 @@ def specialize(
     from recipes.closed_loop import find_network
     from recipes.device_files import FILES
     from recipes.report import FRONT_FILES, write_fronts
-    from recipes.sampling import Evaluated, spread_budgets
+    from recipes.sampling import Shared, spread_budgets
     from supernet.export import check_free
 
     names = list(dict.fromkeys(name.strip() for name in device.split(",")))
@@ -130,9 +130,9 @@ def specialize(
     def find(bench: Any, budget: float, to: Path | None) -> dict[str, Any]:
         direct = search == "direct"
         lengths = (samples, evaluations, finalists, population, generations, seed)
-        return find_network(bench, budget, to, *lengths, direct=direct, bounds=bounds, evaluated=evaluated)
+        return find_network(bench, budget, to, *lengths, direct=direct, bounds=bounds, shared=shared)
 
-    evaluated = Evaluated()
+    shared = Shared()
     found: dict[Path, dict[str, Any]] = {}
     missed: dict[str, Exception] = {}
     with tempfile.TemporaryDirectory() as files:

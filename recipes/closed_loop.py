@@ -16,7 +16,7 @@ from predictors.accuracy import AccuracyPredictor
 from predictors.latency import LatencyPredictor, quality
 from recipes import LEAST_SAMPLES
 from recipes.bench import LENGTHS, PARTS, Bench
-from recipes.sampling import Evaluated, samples_near, time_samples
+from recipes.sampling import Shared, samples_near, time_samples
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.training import compare, means
 
@@ -39,22 +39,22 @@ def find_network(
     seed: int,
     direct: bool = False,
     bounds: Mapping[str, float] | None = None,
-    evaluated: Evaluated | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Search, measure what was found as the files that ship, correct the predictors, and again.
 
     Until one meets the budget (ms) and the other `bounds` ({one of `COSTS`: its largest value}) and nothing that seems
     to is better, or for `ROUNDS`. `direct` evaluates every network that the search scores, where there is else a
-    predictor of `accuracy_samples` evaluated ones; those that `evaluated` has count, and what is evaluated here joins
-    them. Without `latency_samples` or `accuracy_samples`, networks are timed or evaluated until more would tell little.
-    All of this sees the `select` part of the data.
-    Writes the network to `folder` and returns the report; without a folder, {}, and what was evaluated is what it is
-    for. ValueError if none meets the budget.
+    predictor of `accuracy_samples` evaluated ones; what is `shared` counts, and competes, and what is evaluated and
+    timed here joins it. Without `latency_samples` or `accuracy_samples`, networks are timed or evaluated until more
+    would tell little. All of this sees the `select` part of the data.
+    Writes the network to `folder` and returns the report; without a folder, {}, and what is shared is what it is for.
+    ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
     if "memory_mb" in (bounds or {}):
         bench.device.check_tells_memory()
-    evaluated = evaluated or Evaluated()
+    shared = shared or Shared()
     ends = space.encode([space.smallest(), space.largest()])
     X, timed_ms = time_samples(bench, latency_samples, rng)
     smallest_ms, largest_ms = timed_ms[:2]
@@ -75,9 +75,9 @@ def find_network(
     }
     latency.fit(X, timed_ms)
     report["transfers_from"] = {"devices": list(bench.sources), "share": latency.share_}
-    cheapest = min(timed_ms.min(), latency.predict(X).min())
-    if budget < cheapest:
-        raise ValueError(f"{budget} ms cannot be met: the fastest network seen takes {cheapest:.3f} ms")
+    fastest = {"config": space.decode(X[[timed_ms.argmin()]])[0], "latency_ms": timed_ms.min()}
+    if budget < min(timed_ms.min(), latency.predict(X).min()):
+        raise ValueError(f"{budget:g} ms cannot be met: of the samples {told_fastest([fastest], budget)}")
     limits = [Limit(bench, name, bound, X) for name, bound in (bounds or {}).items()]
     report["bounds"] = dict(bounds or {})
 
@@ -86,11 +86,11 @@ def find_network(
     A = ends
     if not direct:
         constraints = [(latency.predict, budget), *limits_of(limits)]
-        A = samples_near(bench, evaluated, accuracy_samples, rng, constraints, folds)
-        evaluated.random = A[2:]
+        A = samples_near(bench, shared, accuracy_samples, rng, constraints, folds)
+        shared.random = A[2:]
     samples = len(A)
-    if evaluated.found is not None:
-        A = np.concatenate([A, evaluated.found])
+    if shared.found is not None:
+        A = np.concatenate([A, shared.found])
     figures = bench.evaluate(A, "evaluating samples")
     if not direct:  # how good they are is told by random networks alone
         told_by = {name: values[:samples] for name, values in figures.items()}
@@ -110,7 +110,24 @@ def find_network(
         rows = len(latency.cv_errors_)
         return np.minimum(latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1], 1e6 * budget)
 
-    winner, timed, asked = None, {}, {"latency_ms": budget} | report["bounds"]
+    timed, asked = shared.timed.setdefault(bench.device_id, {}), {"latency_ms": budget} | report["bounds"]
+    before = set(timed)  # by the searches for other budgets
+
+    def known_latencies() -> tuple[np.ndarray, np.ndarray]:
+        """Rows and what they took: the samples, and what ran of the networks timed as the files that ship."""
+        # The first measurement, which a repeated call finds again, unless the second one said no.
+        took = {row: slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for row, f in timed.items()}
+        took = {row: ms for row, ms in took.items() if math.isfinite(ms)}
+        return np.array([*X, *took]), np.array([*timed_ms, *took.values()])
+
+    def learn(C: np.ndarray) -> None:
+        """Correct the predictors by the rows C, which ran as the files that ship."""
+        for limit in limits:
+            limit.learn(C)
+        latency.fit(*known_latencies())
+
+    if timed:
+        learn(np.array([row for row, final in timed.items() if math.isfinite(final["latency_ms"])]))
     # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
     for told in (slowest_told, *[latency.predict] * (ROUNDS - 1)):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
@@ -130,10 +147,10 @@ def find_network(
                 break
             new = distinct(result.X, A, finalists)
             A = np.concatenate([A, new])
-            evaluated.found = A[samples:]
+            shared.found = A[samples:]
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
-        took = {tuple(row): ms for row, ms in zip(X, timed_ms)}  # what was timed needs no prediction
+        took = {tuple(row): ms for row, ms in zip(*known_latencies())}  # what was timed needs no prediction
         within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
         for limit in limits:
             within &= limit.predict(A) <= limit.bound
@@ -155,23 +172,17 @@ def find_network(
                 f"predicted_{figure}": float(hope),
             } | {name: float(values[i]) for name, values in figures.items()}
             timed[tuple(row)] |= {limit.name: limit.of(config) if math.isfinite(ms) else math.inf for limit in limits}
-        for limit in limits:
-            limit.learn(C[np.isfinite(measured)])
-        winner = best_file(bench, list(timed.values()), asked)
-        # The first measurement, which a repeated call finds again, unless the second one said no.
-        finals = [timed[tuple(row)] for row in C]
-        measured = [slowest(f) if f.get("confirmed_ms", 0.0) > budget else f["latency_ms"] for f in finals]
-        ran = np.isfinite(measured)
-        X, timed_ms = np.concatenate([X, C[ran]]), np.concatenate([timed_ms, np.asarray(measured)[ran]])
-        latency.fit(X, timed_ms)
-    finals = list(timed.values())
+        best_file(bench, list(timed.values()), asked)  # confirms
+        learn(C[np.isfinite(measured)])
+    winner = best_file(bench, list(timed.values()), asked)
     if winner is None:
-        raise ValueError(none_met(finals, asked, timed_ms.min()))
+        raise ValueError(none_met(list(timed.values()), asked, fastest))
     if folder is None:
         return {}
 
     report |= winner | {"config": dataclasses.asdict(winner["config"]), "figure": figure}
     report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
+    finals = [final for row, final in timed.items() if row not in before or final is winner]
     ran = [final for final in finals if math.isfinite(slowest(final))]
     # What the file computes is not quite what torch does, least of all where its layers are quantized.
     files = [final for final in finals if f"file_{figure}" in final]
@@ -215,33 +226,40 @@ def next_finalists(
     is that of the luckiest network. One that turned out to miss a bound is none of them; where another one met them
     all, only those that seem better than the best of these.
     """
-    missed = {
-        row
-        for row, final in timed.items()
-        if not final.get("passed", all(final[name] <= bound for name, bound in bounds.items()))
-    }
+    missed = {row for row, final in timed.items() if misses(final, bounds)}
     order = np.argsort(figures["loss"], kind="stable")
     best = [i for i in order if within[i] and tuple(A[i]) not in missed][:n]
     sign = sign_of(figure)
-    met = max((sign * final[figure] for final in timed.values() if final.get("passed")), default=-math.inf)
+    passed = [final for row, final in timed.items() if "confirmed_ms" in final and row not in missed]
+    met = max((sign * final[figure] for final in passed), default=-math.inf)
     return [i for i in best if tuple(A[i]) not in timed and sign * figures[figure][i] > met]
 
 
-def none_met(finals: Sequence[Mapping[str, Any]], bounds: Mapping[str, float], fastest_sample: float) -> str:
-    """By how much the finalists missed the bounds, or why there are none."""
+def none_met(finals: Sequence[Mapping[str, Any]], bounds: Mapping[str, float], sample: Mapping[str, Any]) -> str:
+    """By how much the finalists missed the bounds, or why there are none; and the fastest of the samples."""
     (_, budget), *others = bounds.items()
-    found = "none was predicted to"
-    if (short := fastest_sample - budget) > 0:
-        found += f"; of the samples the fastest took {fastest_sample:.3f} ms, {short:.3f} ms too long"
-    if finals:
-        fastest = min(finals, key=slowest)
-        found = f"the fastest took {slowest(fastest):.3f} ms"
-        if (short := slowest(fastest) - budget) > 0:
-            found += f", {short:.3f} ms too long"
-        found += "".join(f", the least {name} is {min(final[name] for final in finals):g}" for name, _ in others)
-        found += f": {fastest['config']}"
     wanted = "".join(f" and {name} = {bound:g}" for name, bound in others)
-    return f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms{wanted}: {found}"
+    found = "none of them ran" if finals else "none was predicted to"
+    if ran := [final for final in finals if math.isfinite(slowest(final))]:
+        found = "".join(f"the least {name} is {min(final[name] for final in ran):g}, " for name, _ in others)
+        found += told_fastest(ran, budget)
+    return (
+        f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms{wanted}: {found}; of the"
+        f" samples {told_fastest([sample], budget)}"
+    )
+
+
+def told_fastest(measured: Iterable[Mapping[str, Any]], budget: float) -> str:
+    """The fastest of some networks, what it took, and by how much that is too long."""
+    fastest = min(measured, key=slowest)
+    short = slowest(fastest) - budget
+    too_long = f", {short:.3f} ms too long" if short > 0 else ""
+    return f"the fastest took {slowest(fastest):.3f} ms{too_long}: {fastest['config']}"
+
+
+def misses(final: Mapping[str, Any], bounds: Mapping[str, float]) -> bool:
+    """Whether a finalist misses one of the bounds, that on latency in either measurement."""
+    return slowest(final) > bounds["latency_ms"] or any(final[name] > bound for name, bound in bounds.items())
 
 
 def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[str, float]) -> dict[str, Any] | None:
@@ -253,7 +271,7 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     """
     figure, budget = bench.supernet.figure, bounds["latency_ms"]
     sign = sign_of(figure)
-    fast = [final for final in finals if all(final[name] <= bound for name, bound in bounds.items())]
+    fast = [final for final in finals if not misses(final, bounds)]
     items = {id(final): bench.file_items(final["config"], "select") for final in fast}
     for final in fast:
         final |= {f"file_{name}": value for name, value in means(items[id(final)]).items()}
@@ -268,8 +286,7 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     def passes(final: dict[str, Any]) -> bool:
         if "confirmed_ms" not in final:
             final |= bench.confirm(final["config"])
-            final["passed"] = final["confirmed_ms"] <= budget
-        return final["passed"]
+        return final["confirmed_ms"] <= budget
 
     best = next(filter(passes, sorted(fast, key=lambda f: (-sign * f[f"file_{figure}"], f["latency_ms"]))), None)
     if best is None:
@@ -282,7 +299,7 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     for final in sorted(fast, key=lambda final: final["latency_ms"]):
         if final["latency_ms"] >= best["latency_ms"]:
             return best
-        if as_good(final) and passes(final):
+        if as_good(final) and passes(final) and final["confirmed_ms"] < best["confirmed_ms"]:
             return final
     return best
 

@@ -139,17 +139,19 @@ def unique(rows: Iterable[np.ndarray]) -> list[np.ndarray]:
 
 
 @dataclasses.dataclass
-class Evaluated:
-    """The rows that were evaluated for one budget, which teach the accuracy predictors of the next ones: `random` ones,
-    and those that searches `found`."""
+class Shared:
+    """What the searches for several budgets and devices know of each other: the rows that were evaluated, which teach
+    accuracy predictors, `random` ones and those that searches `found`; and by the device's id and the row the networks
+    that were `timed` as the files that ship, each with its figures."""
 
     random: np.ndarray | None = None
     found: np.ndarray | None = None
+    timed: dict[str, dict[tuple[float, ...], dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 def samples_near(
     bench: Bench,
-    evaluated: Evaluated,
+    shared: Shared,
     n: int | None,
     rng: np.random.Generator,
     constraints: Sequence[tuple[Callable[[np.ndarray], np.ndarray], float]],
@@ -163,14 +165,14 @@ def samples_near(
     """
     space = bench.supernet.space
     ends, pool = space.encode([space.smallest(), space.largest()]), space.sample(20 * (n or MOST_SAMPLES), rng)
-    known = ends[:0] if evaluated.random is None else evaluated.random
+    known = ends[:0] if shared.random is None else shared.random
 
     def excess(X: np.ndarray) -> np.ndarray:
         return np.max([np.maximum(cost(X) / bound - 1, 0) for cost, bound in constraints], axis=0)
 
     counted = len(ends) + (int((excess(known) == 0).sum()) if len(known) else 0)
     sizes = range(max(FIRST_SAMPLES, counted), max(MOST_SAMPLES, counted) + 1, FIRST_SAMPLES) if n is None else [n]
-    taken = {tuple(row) for rows in (ends, known, evaluated.found) if rows is not None for row in rows}
+    taken = {tuple(row) for rows in (ends, known, shared.found) if rows is not None for row in rows}
     pool = unique([row for row in pool[np.argsort(excess(pool), kind="stable")] if tuple(row) not in taken])
     errors: dict[int, float] = {}
     for size in sizes:
