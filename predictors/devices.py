@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,9 @@ from predictors.store import digest
 STATISTICS = {"min": 0, "p10": 10, "median": 50, "p90": 90}  # as percentiles
 LEAST_ROUNDS, LEAST_RUNS = 3, 20  # of a network, the runs in all rounds together
 ADDR_NO_RANDOMIZE = 0x0040000  # of Linux's personality(2)
+# Of /proc/cpuinfo, what is the same for all cores of a kind; ARM tells no name.
+CPU_FIELDS = ("model name", "cpu family", "model", "stepping")
+CPU_FIELDS += ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,8 @@ class Device:
     def id(self) -> str:
         """A hash of all that changes the number: latencies of equal ids may be compared and reused.
 
-        Left out are the name, the statistic (all are kept) and which CPUs `affinity` = None came to.
+        Left out are the name, the statistic (all are kept) and which CPUs `affinity` = None came to. Machines that
+        differ in what their systems do not tell, as the clock of a virtual one, want a store each.
         """
         return self.id_on(self.fingerprint())
 
@@ -264,11 +269,16 @@ def personality(new: int = 0xFFFFFFFF) -> int:
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """What the system tells of its kinds of cores: the processor's name and numbers, and on ARM that of the board."""
+    told = []
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
+        for core in Path("/proc/cpuinfo").read_text().split("\n\n"):
+            fields = [[part.strip() for part in line.split(":", 1)] for line in core.splitlines() if ":" in line]
+            told.append(", ".join(f"{name} {value}" for name, value in fields if name in CPU_FIELDS))
+        told.append(Path("/proc/device-tree/model").read_text().strip("\0"))
+    except OSError:  # another system, or no board
         pass
-    return platform.processor() or platform.machine()
+    if platform.system() == "Darwin":
+        sysctl = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        told.append(subprocess.run(sysctl, capture_output=True, text=True, check=True).stdout.strip())
+    return "; ".join(dict.fromkeys(filter(None, told))) or platform.processor() or platform.machine()

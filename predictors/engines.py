@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -134,8 +135,8 @@ def alone_here() -> Iterator[None]:
 
 
 def waiting_for(method: str) -> AbstractContextManager[None]:
-    """What a call of a worker waits for, before its limit begins: to be the only one that times."""
-    return alone_here() if method == "time" else nullcontext()
+    """What a call of a worker waits for, before its limit begins: to be the only one whose networks run."""
+    return nullcontext() if method in ("fingerprint", "drop") else alone_here()
 
 
 Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker; "end" of its process
@@ -208,14 +209,14 @@ def ray_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iter
     from its first call to the end, and of two devices on a machine one is timed at a time. Files travel with the call;
     this project is to be installed there. The cluster is that of the caller's `ray.init`, of RAY_ADDRESS, or the one
     that runs on this machine. ValueError where no machine has the device, ConnectionError where that machine is lost
-    and no other has it. Else as `process_engine`, also where a worker is lost.
+    and no other one like it has it. Else as `process_engine`, also where a worker is lost.
     """
     ray = import_ray()
     token = f"device:{device.name}"
     joined = not ray.is_initialized()
     if joined:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
-    host = None
+    host, machine = None, None
 
     def there() -> bool:
         return token in ray.cluster_resources()
@@ -229,11 +230,14 @@ def ray_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iter
         while not ray.wait([ready], timeout=10)[0]:
             if not there():
                 raise ConnectionError(f"the Ray cluster has lost {token}: no machine of it has the device any more")
-        ray.get(ready)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         return host
 
     def call(method: str, *arguments: Any) -> Any:
-        nonlocal host
+        nonlocal host, machine
         if method == "end" and host is None:
             return None
         if method in ("load", "open", "memory") and not device.times_modules:
@@ -241,10 +245,16 @@ def ray_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iter
         try:
             if host is None:
                 host = made()
-            answer = pickle.loads(ray.get(host.call.remote(method, *arguments)))  # the limit is the process engine's
+                found = {name: told for name, told in answer_of("fingerprint").items() if name != "cpus"}
+                if found != (machine := machine or found):
+                    raise ConnectionError(f"the machine that had {token} is lost, and another is not the same: {found}")
+            return answer_of(method, *arguments)
         except ray.exceptions.RayError as error:  # those of the worker itself are answers
             end()
             raise NetworkError(f"its worker was lost: {type(error).__name__}: {error}") from error
+
+    def answer_of(method: str, *arguments: Any) -> Any:
+        answer = pickle.loads(ray.get(host.call.remote(method, *arguments)))  # the limit is the process engine's
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -356,8 +366,12 @@ class _Process:
         # What runtimes log there would come from every process; the end of it may tell why one ended.
         self._stderr = tempfile.TemporaryFile()
         with theirs, fixed_layout(fixed):
+            # Its stdin is at an end when this process is.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stderr=self._stderr
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.PIPE,
+                stderr=self._stderr,
             )
         self._connection = Connection(ours.detach())
         self._connection.send_bytes(pickle.dumps(device))
@@ -386,12 +400,17 @@ class _Process:
         self._connection.close()
         self._process.kill()
         self._process.wait()
+        self._process.stdin.close()
         self._stderr.close()
 
 
 def serve(descriptor: int) -> None:
-    """Answer the calls that come through a socket, until it closes: what runs in a process engine's process."""
+    """Answer the calls that come through a socket, until it closes: what runs in a process engine's process.
+
+    It also ends, whatever runs, when the process ends that started it.
+    """
     connection = Connection(descriptor)
+    threading.Thread(target=end_with_stdin, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver ends this process
     device = pickle.loads(connection.recv_bytes())
     if cpus := device.cpus():
@@ -420,6 +439,11 @@ def serve(descriptor: int) -> None:
         except Exception as error:
             answer = NetworkError(f"{type(error).__name__}: {error}")
         connection.send_bytes(pickle.dumps(answer))
+
+
+def end_with_stdin() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 def limit_memory() -> None:
@@ -459,14 +483,15 @@ def runtime_threads(device: Device) -> Iterator[None]:
         return
     import torch
 
-    threads = torch.get_num_threads()
+    threads, rounds = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(device.threads)
     torch.set_flush_denormal(True)
-    with torch.backends.cudnn.flags(allow_tf32=False) if device.place == "cuda" else nullcontext():
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = rounds
 
 
 def cache_evictor() -> Call:

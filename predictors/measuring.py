@@ -206,12 +206,12 @@ def measure(
     times.
 
     Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one for each group, that a
-    network may crash, hang or fill: it is then tried once more, alone, and yields (key, Failure) if that fails, too, as
-    where it cannot be exported; no other network loses a round; or "ray", such a process on the machine of a Ray
-    cluster that has the device. With `fresh` every round is by another process, which loads each network and the
-    reference once, at random addresses as other programs have them: what one process takes differs from what the next
-    one does, more than its own runs tell. A source that is not what the device times raises ValueError, TypeError or
-    OSError; a reference that fails, NetworkError.
+    network may crash, hang or fill, or break for the reference: it is then tried once more, alone, and yields (key,
+    Failure) if that fails, too, as where it cannot be exported; no other network loses a round; or "ray", such a
+    process on the machine of a Ray cluster that has the device. With `fresh` every round is by another process, which
+    loads each network and the reference once, at random addresses as other programs have them: what one process takes
+    differs from what the next one does, more than its own runs tell. A source that is not what the device times raises
+    ValueError, TypeError or OSError; a reference that fails, NetworkError.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
@@ -239,6 +239,8 @@ def measure(
                 if fresh:
                     bench.restart()
                 began, taken, timed = time.perf_counter(), now(), []
+                for copy in copies:
+                    copy.failed = False
                 if bench.load((*copies, *active)):
                     before = [bench.time(copy) for copy in copies]
                     order = rng.permutation(len(active))
@@ -246,6 +248,13 @@ def measure(
                     after = [bench.time(copy) for copy in copies]
                     if not all(before + after):  # a network took the process along, or the reference itself
                         timed = []
+                    broken = [copy for copy in copies if copy.failed]  # each ran when it was loaded
+                    if broken and len(active) > 1:  # so one of these may have broken it: each is tried alone
+                        again.extend(active)
+                        active.clear()
+                        broken[0].failures.clear()
+                    elif broken and bench.run_alone(copies):
+                        active[0].fail(f"beside it the reference: {broken[0].failures.pop()}", broken[0].error)
                 for timing, times in timed:
                     timing.taken = timing.taken if timing.times else taken
                     timing.times.append(times)
@@ -286,6 +295,13 @@ class _Timing:
         self.error: NetworkError | None = None  # the last one
         self.taken = ""  # when its first round began
 
+    def fail(self, reason: str, error: NetworkError | None) -> None:
+        """Note an attempt that failed; its rounds are lost."""
+        self.failures.append(reason)
+        self.failed, self.error = True, error
+        self.times.clear()
+        self.reference_times.clear()
+
 
 class _Bench:
     """Has networks timed by a worker that may be lost; what it had loaded is then loaded again."""
@@ -318,11 +334,7 @@ class _Bench:
         except NetworkError as error:
             if not isinstance(error, ExportError):  # else the worker is as it was
                 self._loaded.clear()
-            timing.failures.append(str(error))
-            timing.failed = True
-            timing.error = error
-            timing.times.clear()
-            timing.reference_times.clear()
+            timing.fail(str(error), error)
         except Exception as error:
             error.add_note(f"while timing {timing.key}")
             raise
@@ -332,6 +344,11 @@ class _Bench:
         with suppress(NetworkError):  # the worker was lost since
             self._call("end")
         self._loaded.clear()
+
+    def run_alone(self, timings: Sequence[_Timing]) -> bool:
+        """Whether these run in another process, without what was loaded."""
+        self.restart()
+        return self.load(timings) and all([self.time(timing) for timing in timings])
 
     def drop(self, timing: _Timing) -> None:
         if timing in self._loaded:

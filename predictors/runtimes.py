@@ -153,6 +153,7 @@ class OnnxRuntimeSession:
     def __init__(self, device: Device, path: Path) -> None:
         import onnxruntime
 
+        self.precision = onnx_precision(path)  # as onnxruntime computes on a CPU; first, so that its copy is free again
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = device.threads
         options.inter_op_num_threads = 1
@@ -165,7 +166,6 @@ class OnnxRuntimeSession:
             shape = tuple(size if isinstance(size, int) else None for size in x.shape)
             self.inputs[x.name] = shape, np.dtype(ONNX_TYPES[x.type])
         self.outputs = [x.name for x in self._session.get_outputs()]
-        self.precision = onnx_precision(path)  # onnxruntime on a CPU computes as the file says
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         return self._session.run(None, feeds)
@@ -435,7 +435,13 @@ def of_files(session: Callable[[Device, Path], Session], *arguments: Any, **opti
 RUNTIMES = {
     "torch": Runtime(load_torch, "torch", places=("cpu", "cuda"), files=None),
     "torch-compile": Runtime(load_torch_compile, "torch", places=("cpu", "cuda"), files=None),
-    "onnxruntime": of_files(OnnxRuntimeSession, "onnxruntime", None, ("float32", "int8")),
+    "onnxruntime": of_files(
+        OnnxRuntimeSession,
+        "onnxruntime",
+        None,
+        ("float32", "int8"),
+        modules=("onnxruntime", "onnx"),
+    ),
     "openvino": of_files(OpenVinoSession, "openvino", "openvino", ("float32", "bfloat16", "int8")),
     "executorch": of_files(
         ExecuTorchSession,

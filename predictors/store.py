@@ -290,6 +290,8 @@ class Store:
     def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
         try:
             return self._database.execute(statement, values).fetchall()
+        except (sqlite3.ProgrammingError, sqlite3.InterfaceError):  # a wrong call, as of a store that is closed
+            raise
         except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a text that is damaged
             raise self._named(error) from error
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import recipes
-from predictors.devices import DEVICES, Device, get_device
+from predictors.devices import DEVICES, Device, cpu_model, get_device
 from predictors.engines import Worker
 from predictors.measuring import (
     COPIES,
@@ -89,6 +90,25 @@ def test_the_id_changes_with_what_changes_the_number():
     assert dataclasses.replace(TORCH, name="mine", statistic="p10").id == TORCH.id
     others = [dataclasses.replace(TORCH, **change) for change in ({"threads": 2}, {"warmup": 2}, {"affinity": (0,)})]
     assert len({device.id for device in (TORCH, ONNX, *others)}) == 5
+
+
+def test_processors_of_the_same_name_or_none_are_told_apart(monkeypatch):
+    files = {}
+
+    def read(self, *arguments, **options):
+        if str(self) not in files:
+            raise FileNotFoundError(self)
+        return files[str(self)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    intel = "processor : {}\ncpu family : 6\nmodel : 85\nmodel name : Xeon\nstepping : {}\ncpu MHz : {}\n\n"
+    files["/proc/cpuinfo"] = intel.format(0, 7, 2600) + intel.format(1, 7, 2700)
+    assert cpu_model() == "cpu family 6, model 85, model name Xeon, stepping 7"
+    arm = "processor : {}\nBogoMIPS : 50\nCPU implementer : 0x41\nCPU part : {}\n\n"
+    files["/proc/cpuinfo"] = arm.format(0, "0xd05") + arm.format(1, "0xd05") + arm.format(2, "0xd0b")
+    assert cpu_model() == "CPU implementer 0x41, CPU part 0xd05; CPU implementer 0x41, CPU part 0xd0b"
+    files["/proc/device-tree/model"] = "Raspberry Pi 4\0"
+    assert cpu_model().endswith("CPU part 0xd0b; Raspberry Pi 4")
 
 
 def test_a_cpu_that_this_process_may_not_use_is_an_error():

@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from predictors.engines import (
     largest_cache,
     peak_memory,
     process_engine,
+    runtime_threads,
     thread_engine,
 )
 from predictors.measuring import Failure, Measurement, measure
@@ -77,6 +79,19 @@ def log(x):
 
 def no_memory(x):
     raise OSError(12, "no memory")
+
+
+broken = False
+
+
+def break_what_comes_later(x):
+    global broken
+    broken = True
+
+
+def break_with_others(x):
+    if broken:
+        crash(x)
 
 
 def refuse(x):
@@ -143,6 +158,13 @@ def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(m
         assert (results[key].rounds, results[key].runs) == (4, 5) and results[key].reference_p10 > 0
 
 
+def test_a_network_that_breaks_the_reference_is_told_and_costs_no_other_one(misbehaving):
+    networks = {"a": good(), "bad": (misbehaving.break_what_comes_later, INPUTS), "b": good()}
+    results = dict(measure(TORCH, networks, ("r", (misbehaving.break_with_others, INPUTS)), engine="process"))
+    assert all("beside it the reference: its process was ended by" in told for told in results["bad"].reasons)
+    assert [results[key].rounds for key in "ab"] == [4, 4]
+
+
 def test_a_network_that_hangs_is_stopped_at_the_limit_and_no_other_loses_a_round(misbehaving, monkeypatch):
     monkeypatch.setitem(ENGINES, "process", partial(process_engine, limit=15))
     results = dict(measure(TORCH, {"a": good(), "bad": (misbehaving.hang, INPUTS), "b": good()}, engine="process"))
@@ -200,6 +222,15 @@ def test_only_one_times_on_a_machine_and_the_others_wait(engine):
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.5)
         assert len(waiting.result(timeout=60)) == 5
+
+
+def test_no_network_is_loaded_while_another_is_timed():
+    with thread_engine(TORCH) as call, ThreadPoolExecutor(1) as pool:
+        with alone_here():
+            waiting = pool.submit(call, "load", "good", good())
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+        waiting.result(timeout=60)
 
 
 def test_waiting_for_others_is_no_part_of_the_limit():
@@ -342,6 +373,43 @@ def test_a_process_ends_with_its_engine(misbehaving, tmp_path, monkeypatch):
         call("load", "a", (misbehaving.where, INPUTS))
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "where").read_text().split()[0]), 0)
+
+
+def test_a_process_that_hangs_ends_with_the_one_that_started_it(misbehaving, tmp_path):
+    code = """
+import sys, threading
+from pathlib import Path
+from predictors.devices import DEVICES
+from predictors.engines import process_engine
+import misbehaving, torch
+
+with process_engine(DEVICES["torch"]) as call:
+    call("load", "a", (misbehaving.where, (torch.zeros(1, 2),)))
+    threading.Thread(target=call, args=("load", "b", (misbehaving.hang, (torch.zeros(1, 2),))), daemon=True).start()
+    print("hangs", flush=True)
+    threading.Event().wait()
+"""
+    environment = {**os.environ, "WHERE": str(tmp_path / "where"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert driver.stdout.readline() == b"hangs\n"
+    pid = int((tmp_path / "where").read_text().split()[0])
+    time.sleep(0.5)
+    driver.kill()
+    driver.communicate()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}/status").is_file() or "Z (zombie)" in Path(f"/proc/{pid}/status").read_text():
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("it still runs")
+
+
+def test_on_a_gpu_convolutions_are_cudnns_without_tf32():
+    cudnn, device = torch.backends.cudnn, dataclasses.replace(TORCH, place="cuda")
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    with runtime_threads(device):
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (*before[:3], False)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
 
 
 def test_a_thread_is_pinned_and_the_caller_is_not():

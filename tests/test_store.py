@@ -197,6 +197,13 @@ def test_a_store_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         assert len(store.get("failure", [("network", "device")])) == 1
 
 
+def test_a_store_that_is_closed_is_not_called_damaged(tmp_path):
+    store = Store(tmp_path / "store.sqlite")
+    store.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        store.get("accuracy", [("network", "weights", "data")])
+
+
 def test_another_version_is_an_error(tmp_path):
     with Store(tmp_path / "store"):
         pass
