@@ -152,7 +152,6 @@ class Transformer(Supernet):
 
     config_class = TransformerConfig
     figure = "loss"
-    files_form = ("attention as products",)
 
     def __init__(
         self,
@@ -355,7 +354,13 @@ class Transformer(Supernet):
                         [head_dim * count for count in space[name].values],
                     )
 
+    @property
+    def files_form(self) -> tuple[str, ...]:
+        return "attention as products", f"{self.arguments['max_positions']} positions"  # their table is in the files
+
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        if lacks := sorted({"vocab_size", "max_length", "tokenizer"} - input_spec.keys()):
+            raise ValueError(f"the supernet translates text, and the data are none: they tell no {', '.join(lacks)}")
         for name in ("vocab_size", "target_vocab_size"):
             if (size := self.arguments[name]) not in (None, input_spec["vocab_size"]):
                 raise ValueError(

@@ -208,6 +208,8 @@ class MobileNetV3(Supernet):
         return (F.interpolate(images, (size, size), mode="bilinear", antialias=shrinks),)
 
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        if lacks := sorted({"classes", "shape"} - input_spec.keys()):
+            raise ValueError(f"the supernet classifies images, and the data are none: they tell no {', '.join(lacks)}")
         for name, has in (("num_classes", input_spec["classes"]), ("in_channels", input_spec["shape"][0])):
             if self.arguments[name] != has:
                 raise ValueError(f"the supernet was made with {name} = {self.arguments[name]}, the data have {has}")

@@ -16,7 +16,12 @@ FORMATS = ("onnx", "timm", "huggingface")
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
 MOST_TIMED = 60  # at most, of those that are timed
 FEW_SAMPLES = 10  # timed before that is asked where the store has another device's latencies
-FAILURES = (ValueError, RuntimeError, OSError)  # at one of several devices or budgets; the others are still tried
+FAILURES = (
+    ValueError,
+    RuntimeError,
+    OSError,
+    ImportError,
+)  # at one of several devices or budgets; the others are still tried
 
 
 def specialize(
@@ -102,13 +107,16 @@ def specialize(
 
     from predictors.devices import get_device
     from recipes.closed_loop import find_network
-    from recipes.device_files import FILES
+    from recipes.device_files import FILES, written_by
     from recipes.report import FRONT_FILES, write_fronts
     from recipes.sampling import Shared, spread_budgets
     from supernet.export import check_free
 
     names = list(dict.fromkeys(name.strip() for name in device.split(",")))
-    devices = [get_device(name).name for name in names]  # before the work for any of them
+    described = [get_device(name) for name in names]  # before the work for any of them
+    for timed_on in described:
+        written_by(timed_on.runtime, timed_on.precision)
+    devices = [timed_on.name for timed_on in described]
     if len(set(devices)) < len(devices) or any(set("/\\") & set(name) for name in devices):
         raise ValueError(f"device = {device}: folders are named by {', '.join(devices)}, which does not do")
     folder = Path(out)
@@ -117,6 +125,8 @@ def specialize(
     several = pareto is not None or len(devices) * len(budgets) > 1
     if not several:
         check_free(folder, FILES, overwrite)
+    elif folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: choose another folder")
     elif folder.is_dir() and not overwrite and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another folder, or write into it (--overwrite true)")
 
@@ -547,13 +557,22 @@ def read_section(folder: str, data: str | None = None) -> dict[str, Any]:
 
 
 def make_data(section: dict[str, Any]) -> Any:
-    """The data module of a class_path and init_args."""
+    """The data module of a class_path and init_args, set up; ValueError for one that lacks what networks need."""
     import pytorch_lightning as pl
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     try:
-        return parser.instantiate(parser.parse_object({"data": section})).data
+        data = parser.instantiate(parser.parse_object({"data": section})).data
     except ArgumentError as error:
         raise ValueError(f"the data {section}: {error}\n--data gives other data, or another root") from error
+    data.prepare_data()
+    for stage in ("fit", "test"):
+        data.setup(stage)
+    lacks = [name for name in ("input_spec", "calibration_batches") if not hasattr(data, name)]
+    for name in ("val_dataloader", "test_dataloader"):
+        lacks += [name] if getattr(type(data), name) is getattr(pl.LightningDataModule, name) else []
+    if lacks:
+        raise ValueError(f"{type(data).__name__} has no {', '.join(lacks)}, which networks are evaluated with")
+    return data

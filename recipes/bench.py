@@ -307,10 +307,12 @@ class Bench:
     def _key(self, config: Any, exporter: str) -> tuple[str, str]:
         return self._network(config, exporter, self._written_by), self.device_id
 
-    def _network(self, config: Any, exporter: str, by: Sequence[str]) -> str:
-        """The id of a network as an exporter writes it, "search" or "final", with the programs that it needs."""
+    def _network(self, config: Any, exporter: str, by: Sequence[str], timed: bool = True) -> str:
+        """The id of a network as an exporter writes it, "search" or "final", with the programs that it needs; and of
+        how it is `timed`, which tells its accuracy nothing."""
         terms = self.supernet.cost_terms  # its fields are what shapes a network, beside the config
-        arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name != "space"}
+        left_out = ("space",) if timed else ("space", *TIMING)
+        arguments = {f.name: getattr(terms, f.name) for f in dataclasses.fields(terms) if f.name not in left_out}
         exporter = [exporter, *by, *self.supernet.files_form] if exporter else ""
         return network_id(type(self.supernet).__name__, arguments | {"exporter": exporter}, config)
 
@@ -420,7 +422,8 @@ class Bench:
     def evaluate(self, X: np.ndarray, what: str) -> dict[str, np.ndarray]:
         """{"accuracy": (n,), "loss": (n,)} of the rows of X on the select part, by torch, BatchNorm recalibrated."""
         configs = self.supernet.space.decode(X)
-        keys = [(self._key(config, "")[0], self.weights_id, self.data_id("select")) for config in configs]
+        names = [self._network(config, "", (), timed=False) for config in configs]
+        keys = [(name, self.weights_id, self.data_id("select")) for name in names]
         missing = set(self.store.missing("accuracy", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
         for key, config in progress(iter(todo.items()), len(todo), what):
@@ -444,7 +447,10 @@ class Bench:
         """
         runtime = {name: self.fingerprint[name] for name in ("cpu", "version")}
         runtime |= {"runtime": self.device.runtime, "precision": self.device.precision}
-        key = (self._key(config, "final")[0], self.weights_id, digest([self.data_id(part), runtime]))
+        if self.device.precision == "int8":  # the ranges of what is quantized are told by such batches
+            runtime["batch"] = self.device.batch
+        name = self._network(config, "final", self._written_by, timed=False)
+        key = (name, self.weights_id, digest([self.data_id(part), runtime]))
         if not self.store.missing("items", [key]):
             return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
         with self._spending("accuracy"):

@@ -55,7 +55,7 @@ def write_page(report: Mapping[str, Any], space: SearchSpace, config: Any, path:
         ("Figures of the exported file, in its runtime", table(figures)),
         ("Latency", table(latency)),
         ("Costs", table(costs)),
-        ("Predictors, cross-validated on random networks", table(predictors)),
+        ("Predictors, cross-validated on the samples", table(predictors)),
         ("Seconds spent on the device's budgets, so far", table(spent)),
         ("Timed", table({"batch": str(device["batch"])} | {key: str(x) for key, x in report["timed"].items()})),
         ("Device", table({key: str(value) for key, value in device.items()})),

@@ -170,6 +170,65 @@ def test_a_budget_that_nothing_meets_is_refused_before_any_evaluation(folder, tm
     assert not (tmp_path / "x").exists() and work["evaluated"] == 0
 
 
+DATA_OF_ONES_OWN = """
+import pytorch_lightning as pl
+
+import ofa
+
+
+class SetUp(pl.LightningDataModule):
+    def __init__(self):
+        super().__init__()
+        self.ready = set()
+
+    def prepare_data(self):
+        self.ready.add("prepared")
+
+    def setup(self, stage):
+        self.ready.add(stage)
+        if self.ready == {"prepared", "fit", "test"}:
+            self.images = ofa.ImageData(holdout=60, calibration=64)
+            self.input_spec = self.images.input_spec
+
+    def calibration_batches(self):
+        return self.images.calibration_batches()
+
+    def val_dataloader(self):
+        return self.images.val_dataloader()
+
+
+class Whole(SetUp):
+    def test_dataloader(self):
+        return self.images.test_dataloader()
+"""
+
+
+def test_data_of_ones_own_is_set_up_and_told_what_it_lacks(folder, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(DATA_OF_ONES_OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "data.yaml").write_text("class_path: own.Whole")
+    report = specialize(
+        str(folder), max_latency=50.0, out=str(tmp_path / "out"), data=str(tmp_path / "data.yaml"), **FEW
+    )
+    assert 0 <= report["test"]["accuracy"] <= 1
+    (tmp_path / "data.yaml").write_text("class_path: own.SetUp")
+    with pytest.raises(ValueError, match="SetUp has no test_dataloader"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), data=str(tmp_path / "data.yaml"), **FEW)
+
+
+def test_data_of_another_family_is_refused(folder, tmp_path):
+    (tmp_path / "text.yaml").write_text("{class_path: hat.ParallelText, init_args: {vocab_size: 300}}")
+    with pytest.raises(ValueError, match="classifies images, and the data are none: they tell no classes, shape"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), data=str(tmp_path / "text.yaml"), **FEW)
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_the_work(folder, tmp_path, work):
+    (tmp_path / "out").touch()
+    with pytest.raises(FileExistsError, match="is a file"):
+        specialize(str(folder), max_latency="50, 60", out=str(tmp_path / "out"), overwrite=True, **FEW)
+    assert work["timed"] == 0
+
+
 def test_what_makes_no_sense_is_refused(folder, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -499,6 +558,16 @@ def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp
         with pytest.raises(ValueError, match=f"{bound} = 0.001 cannot be met: the least of"):
             specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), **FEW, **{f"max_{bound}": 0.001})
     assert work["evaluated"] == 0
+
+
+def test_the_batches_that_calibrate_an_int8_file_are_part_of_what_it_computes(folder, tmp_path, work, monkeypatch):
+    paths = str(tmp_path / "store.sqlite"), str(tmp_path / "files")
+    device = DEVICES["onnxruntime-int8"]
+    for batch in (1, 8, 8):
+        monkeypatch.setitem(DEVICES, device.name, dataclasses.replace(device, batch=batch))
+        with open_bench(str(folder), device.name, None, *paths, "process") as opened:
+            opened.file_items(opened.supernet.space.smallest(), "select")
+    assert work["files"] == 2
 
 
 def test_files_of_another_form_are_other_files_of_the_same_network(folder, tmp_path):

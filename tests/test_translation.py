@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hat
-from recipes import bench, closed_loop, evaluate, export, sampling, specialize
+from recipes import bench, closed_loop, evaluate, export, open_bench, sampling, specialize
 from supernet.export import load, save
 from supernet.training import evaluate_network
 
@@ -49,6 +49,22 @@ def folder(text, tmp_path_factory):
     network = hat.Transformer(hat.transformer_space(**SPACE), vocab_size=300, qkv_dim=16, max_positions=60)
     network.input_spec = dict(text.input_spec)
     return save(network, tmp_path_factory.mktemp("run") / "supernet", data=DATA)
+
+
+def test_what_is_timed_of_a_sentence_changes_no_accuracy_and_the_table_of_positions_the_files(folder, tmp_path):
+    paths = str(tmp_path / "store.sqlite"), str(tmp_path / "files")
+    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
+        config, supernet = opened.supernet.space.smallest(), opened.supernet
+
+        def names():
+            return opened._network(config, "final", ()), opened._network(config, "", (), timed=False)
+
+        files, network = names()
+        supernet.input_spec["beam"] = 3
+        longer, same = names()
+        assert longer != files and same == network
+        supernet.arguments["max_positions"] = 70
+        assert names()[0] != longer and names()[1] == network
 
 
 @pytest.mark.parametrize("device", ["onnxruntime", "onnxruntime-int8", "torch"])
