@@ -602,9 +602,8 @@ def test_of_files_that_are_as_good_the_fastest_is_chosen():
 
         def file_items(self, config, part):
             rights = np.r_[np.ones(self.right[config]), np.zeros(100 - self.right[config])]
-            rights = (
-                rights[::-1] if config in ("as good", "unsure", "not again") else rights
-            )  # right where others are not
+            if config in ("as good", "unsure", "not again"):  # right where others are not
+                rights = rights[::-1]
             return {"accuracy": rights, "loss": 1 - rights + (config == "unsure"), "counted": np.ones(100)}
 
         def confirm(self, config):
