@@ -73,8 +73,8 @@ def specialize(
         max_macs: multiply-accumulates of one inference, at most.
         max_params: parameters, at most.
         max_file_mb: size of the exported file, or of both files, in MB (1e6 bytes), at most.
-        max_memory_mb: MB, at most, by which a fresh process grows that loads the network on the device and runs it once
-            (Linux).
+        max_memory_mb: MB, at most, by which a fresh process grows that loads the network on the device and runs it
+            once, the larger of two measurements (Linux).
         store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
         engine: process, on this machine; or ray, on the machine of a Ray cluster that was started with
             --resources '{"device:NAME": 1}'.

@@ -545,12 +545,22 @@ def test_a_network_whose_memory_cannot_be_told_is_none_within_the_bound(folder, 
     monkeypatch.setattr(bench, "peak_memory", failing)
     X = sampling.latency_rows(load(folder).space, 6, np.random.default_rng(0))
     store = str(tmp_path / "store.sqlite")
-    for times in (7, 8):  # the first one twice, and none again but the file that ships
+    for times in (7, 9):  # the first one twice, and none again but the file that ships, twice
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
             taken = opened.footprints(X, "search", "memory_mb")
             assert len(asked) == times and np.isinf(taken[0]) and np.isfinite(taken[1:]).all()
             limit = closed_loop.Limit(opened, "memory_mb", 1000.0, X)
             assert (limit.X == X[1:]).all() and limit.of(opened.supernet.space.smallest()) > 0
+
+
+def test_of_two_measurements_the_memory_of_a_file_that_ships_is_the_larger(folder, tmp_path, monkeypatch):
+    for told in ((8e6, 9e6), (9e6, 8e6)):
+        answers = list(told)
+        monkeypatch.setattr(bench, "peak_memory", lambda *asked: answers.pop(0))  # noqa: B023
+        store = str(tmp_path / f"{told[0]}.sqlite")
+        with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
+            X = opened.supernet.space.encode([opened.supernet.space.smallest()])
+            assert [opened.footprints(X, "final", "memory_mb")[0] for _ in range(2)] == [9.0, 9.0]
 
 
 def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
