@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "records", "specialize"]
 
 FORMATS = ("onnx", "timm", "huggingface")
+LOADERS = {"holdout": "val_dataloader", "test": "test_dataloader"}  # of a data module, by what they load
 # Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
 MOST_TIMED = 60  # at most, of those that are timed
@@ -234,7 +235,7 @@ def measure(
 
     from recipes.sampling import measure_space
 
-    with tempfile.TemporaryDirectory() as files, open_bench(supernet, device, data, store, files, engine) as bench:
+    with tempfile.TemporaryDirectory() as files, open_bench(supernet, device, data, store, files, engine, ()) as bench:
         return measure_space(bench, number, max_samples, max_seconds, seed)
 
 
@@ -249,9 +250,15 @@ def read_samples(name: str, given: int | str) -> int | None:
 
 @contextmanager
 def open_bench(
-    supernet: str, device: str, data: str | None, store: str | None, files: str, engine: str
+    supernet: str,
+    device: str,
+    data: str | None,
+    store: str | None,
+    files: str,
+    engine: str,
+    splits: Sequence[str] = tuple(LOADERS),
 ) -> Iterator[Any]:
-    """The `recipes.bench.Bench` of a saved supernet on a device, with its data and its store."""
+    """The `recipes.bench.Bench` of a saved supernet on a device, with its data (those `splits` of it) and its store."""
     from predictors.devices import get_device
     from predictors.store import Store
     from recipes.bench import Bench
@@ -267,7 +274,7 @@ def open_bench(
     path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
     with Store(path) as measurements:
         section = read_section(supernet, data)
-        yield Bench(network, make_data(section), timed_on, measurements, Path(files), section, engine)
+        yield Bench(network, make_data(section, splits), timed_on, measurements, Path(files), section, engine)
 
 
 def export(
@@ -302,7 +309,7 @@ def export(
     from hat.data import read_tokenizer
     from supernet.export import PLAN, write_folder, write_onnx
 
-    network, _ = load_subnet(subnet, architecture, data)
+    network, _ = load_subnet(subnet, architecture, data, ())
     for name, family in (("timm", ofa.MobileNetV3), ("huggingface", hat.Transformer)):
         if name in formats and not isinstance(network, family):
             raise ValueError(f"format: {name} is for a {family.__name__}, and {subnet} is a {type(network).__name__}")
@@ -362,8 +369,8 @@ def evaluate(
         "perplexity" and sacreBLEU: "bleu", the bootstrap interval from "low" to "high", "signature", "beam" and
         "length_penalty"; and the "difference" to the BLEU of another one, with the interval of a paired bootstrap
     """
-    if split not in ("holdout", "test"):
-        raise ValueError(f"split: {split!r} is neither holdout nor test")
+    if split not in LOADERS:
+        raise ValueError(f"split: {split!r} is neither {' nor '.join(LOADERS)}")
     if beam is not None and beam < 1:
         raise ValueError(f"beam = {beam}: at least 1")
     import_families()
@@ -371,9 +378,9 @@ def evaluate(
     from supernet.export import load
     from supernet.training import evaluate_network
 
-    network, module = load_subnet(subnet, architecture, data)
+    network, module = load_subnet(subnet, architecture, data, [split])
     if module is None:
-        module = make_data(read_section(subnet, data))
+        module = make_data(read_section(subnet, data), [split])
     network.check_data(module.input_spec)
     if isinstance(network, hat.Transformer):
         from hat.huggingface import bleu, compare_bleu, import_sacrebleu, to_huggingface, translate
@@ -386,8 +393,7 @@ def evaluate(
             other.check_data(module.input_spec)
     elif {beam, length_penalty, against} != {None}:
         raise ValueError(f"beam, length_penalty and against are for translation networks, not {type(network).__name__}")
-    loader = module.val_dataloader() if split == "holdout" else module.test_dataloader()
-    figures = evaluate_network(network, loader)
+    figures = evaluate_network(network, getattr(module, LOADERS[split])())
     if isinstance(network, hat.Transformer):
         sources, references = module.texts(split)
         search = {
@@ -485,8 +491,9 @@ def prepare(
     return make(out, root, overwrite=overwrite)
 
 
-def load_subnet(folder: str, architecture: str | None, data: str | None) -> tuple[Any, Any]:
-    """A saved subnet, or the one of a supernet that `architecture` names; and the data module, if one was made."""
+def load_subnet(folder: str, architecture: str | None, data: str | None, splits: Sequence[str]) -> tuple[Any, Any]:
+    """A saved subnet, or the one of a supernet that `architecture` names; and the data module (with those `splits`), if
+    one was made."""
     from supernet.export import load
     from supernet.model import calibrate
 
@@ -498,7 +505,7 @@ def load_subnet(folder: str, architecture: str | None, data: str | None) -> tupl
     if architecture is None:
         raise ValueError(f"{folder} is a supernet: say which subnet of it (--architecture largest, smallest or a file)")
     subnet = network.extract(read_config(network.space, architecture)).eval()
-    module = make_data(read_section(folder, data))
+    module = make_data(read_section(folder, data), splits)
     network.check_data(module.input_spec)
     return calibrate(subnet, module.calibration_batches()), module
 
@@ -556,8 +563,9 @@ def read_section(folder: str, data: str | None = None) -> dict[str, Any]:
     return section
 
 
-def make_data(section: dict[str, Any]) -> Any:
-    """The data module of a class_path and init_args, set up; ValueError for one that lacks what networks need."""
+def make_data(section: dict[str, Any], splits: Sequence[str] = tuple(LOADERS)) -> Any:
+    """The data module of a class_path and init_args, set up; ValueError for one that lacks what networks need, or one
+    of the `splits`."""
     import pytorch_lightning as pl
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -568,11 +576,12 @@ def make_data(section: dict[str, Any]) -> Any:
     except ArgumentError as error:
         raise ValueError(f"the data {section}: {error}\n--data gives other data, or another root") from error
     data.prepare_data()
-    for stage in ("fit", "test"):
+    for stage in ("fit", "test") if "test" in splits else ("fit",):
         data.setup(stage)
     lacks = [name for name in ("input_spec", "calibration_batches") if not hasattr(data, name)]
-    for name in ("val_dataloader", "test_dataloader"):
-        lacks += [name] if getattr(type(data), name) is getattr(pl.LightningDataModule, name) else []
+    for name in (LOADERS[split] for split in splits):
+        theirs = name in vars(data) or getattr(type(data), name) is not getattr(pl.LightningDataModule, name)
+        lacks += [] if theirs else [name]
     if lacks:
-        raise ValueError(f"{type(data).__name__} has no {', '.join(lacks)}, which networks are evaluated with")
+        raise ValueError(f"{type(data).__name__} has no {', '.join(lacks)}, which is needed")
     return data

@@ -454,7 +454,7 @@ class Bench:
         runtime = {name: self.fingerprint[name] for name in ("cpu", "version")}
         runtime |= {"runtime": self.device.runtime, "precision": self.device.precision}
         if self.device.precision == "int8":  # the ranges of what is quantized are told by such batches
-            runtime["batch"] = self.device.batch
+            runtime |= {"batch": self.device.batch, "beam": self.supernet.input_spec.get("beam")}
         name = self._network(config, "final", self._written_by, timed=False)
         key = (name, self.weights_id, digest([self.data_id(part), runtime]))
         if not self.store.missing("items", [key]):

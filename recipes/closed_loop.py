@@ -110,8 +110,8 @@ def find_network(
         rows = len(latency.cv_errors_)
         return np.minimum(latency.interval(X, min(LEVEL, (rows - 0.5) / (rows + 1)))[1], 1e6 * budget)
 
-    timed, asked = shared.timed.setdefault(bench.device_id, {}), {"latency_ms": budget} | report["bounds"]
-    before = set(timed)  # by the searches for other budgets
+    timed = shared.timed.setdefault((bench.device_id, bench.device.statistic), {})
+    asked = {"latency_ms": budget} | report["bounds"]
 
     def known_latencies() -> tuple[np.ndarray, np.ndarray]:
         """Rows and what they took: the samples, and what ran of the networks timed as the files that ship."""
@@ -165,13 +165,15 @@ def find_network(
             others = np.delete(np.arange(len(A)), chosen)  # a prediction is by one that has not seen the network
             hopes = clone(predictors[figure]).fit(A[others], figures[figure][others]).predict(C)
         for i, row, config, ms, guess, hope in zip(chosen, C, space.decode(C), measured, latency.predict(C), hopes):
-            timed[tuple(row)] = {
+            final = {
                 "config": config,
+                "found_for_ms": budget,
                 "latency_ms": float(ms),
                 "predicted_latency_ms": float(guess),
                 f"predicted_{figure}": float(hope),
             } | {name: float(values[i]) for name, values in figures.items()}
-            timed[tuple(row)] |= {limit.name: limit.of(config) if math.isfinite(ms) else math.inf for limit in limits}
+            final |= {limit.name: limit.of(config) if math.isfinite(ms) else math.inf for limit in limits}
+            timed[tuple(row)] = final
         best_file(bench, list(timed.values()), asked)  # confirms
         learn(C[np.isfinite(measured)])
     winner = best_file(bench, list(timed.values()), asked)
@@ -182,7 +184,7 @@ def find_network(
 
     report |= winner | {"config": dataclasses.asdict(winner["config"]), "figure": figure}
     report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
-    finals = [final for row, final in timed.items() if row not in before or final is winner]
+    finals = [final for final in timed.values() if final["found_for_ms"] == budget or final is winner]
     ran = [final for final in finals if math.isfinite(slowest(final))]
     # What the file computes is not quite what torch does, least of all where its layers are quantized.
     files = [final for final in finals if f"file_{figure}" in final]
@@ -236,16 +238,21 @@ def next_finalists(
 
 
 def none_met(finals: Sequence[Mapping[str, Any]], bounds: Mapping[str, float], sample: Mapping[str, Any]) -> str:
-    """By how much the finalists missed the bounds, or why there are none; and the fastest of the samples."""
+    """By how much the finalists, those for other budgets too, missed the bounds, or why there are none; and the fastest
+    of the samples."""
     (_, budget), *others = bounds.items()
     wanted = "".join(f" and {name} = {bound:g}" for name, bound in others)
-    found = "none of them ran" if finals else "none was predicted to"
+    own = [final for final in finals if final["found_for_ms"] == budget]
+    told = [] if own else ["none was predicted to"]
     if ran := [final for final in finals if math.isfinite(slowest(final))]:
-        found = "".join(f"the least {name} is {min(final[name] for final in ran):g}, " for name, _ in others)
-        found += told_fastest(ran, budget)
+        told += [f"the least {name} is {min(final[name] for final in ran):g}" for name, _ in others]
+        told.append(told_fastest(ran, budget))
+    elif own:
+        told.append("none of them ran")
+    elsewhere = f" and {len(finals) - len(own)} for other budgets" if len(finals) > len(own) else ""
     return (
-        f"of {len(finals)} networks timed as the files that ship, none met {budget:.3f} ms{wanted}: {found}; of the"
-        f" samples {told_fastest([sample], budget)}"
+        f"of {len(own)} networks timed as the files that ship{elsewhere}, none met {budget:.3f} ms{wanted}:"
+        f" {', '.join(told)}; of the samples {told_fastest([sample], budget)}"
     )
 
 
@@ -278,6 +285,7 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
         if bench.device.precision != "float32":
             continue
         if not math.isclose(final["file_loss"], final["loss"], rel_tol=WRONG, abs_tol=1e-4):
+            final["confirmed_ms"] = math.inf  # the searches for other budgets leave it out
             raise ValueError(
                 f"{bench.device.name} does not compute {final['config']} as torch does: the loss is"
                 f" {final['file_loss']:g} by the exported file, {final['loss']:g} by the network"

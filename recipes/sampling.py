@@ -141,12 +141,12 @@ def unique(rows: Iterable[np.ndarray]) -> list[np.ndarray]:
 @dataclasses.dataclass
 class Shared:
     """What the searches for several budgets and devices know of each other: the rows that were evaluated, which teach
-    accuracy predictors, `random` ones and those that searches `found`; and by the device's id and the row the networks
-    that were `timed` as the files that ship, each with its figures."""
+    accuracy predictors, `random` ones and those that searches `found`; and the networks that were `timed` as the files
+    that ship, each with its figures, by the row and by the device's id with the statistic that they are of."""
 
     random: np.ndarray | None = None
     found: np.ndarray | None = None
-    timed: dict[str, dict[tuple[float, ...], dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    timed: dict[tuple[str, str], dict[tuple[float, ...], dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 def samples_near(

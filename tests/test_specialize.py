@@ -16,7 +16,18 @@ from predictors.devices import DEVICES, STATISTICS
 from predictors.engines import NetworkError
 from predictors.measuring import Failure
 from predictors.runtimes import onnx_precision
-from recipes import bench, closed_loop, device_files, measure, open_bench, sampling, specialize
+from recipes import (
+    bench,
+    closed_loop,
+    device_files,
+    evaluate,
+    export,
+    make_data,
+    measure,
+    open_bench,
+    sampling,
+    specialize,
+)
 from recipes.closed_loop import distinct
 from recipes.report import FRONT_FILES
 from supernet.export import load, save
@@ -214,6 +225,25 @@ def test_data_of_ones_own_is_set_up_and_told_what_it_lacks(folder, tmp_path, mon
     (tmp_path / "data.yaml").write_text("class_path: own.SetUp")
     with pytest.raises(ValueError, match="SetUp has no test_dataloader"):
         specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), data=str(tmp_path / "data.yaml"), **FEW)
+
+
+def test_only_what_sees_the_test_set_needs_one(folder, tmp_path, monkeypatch):
+    (tmp_path / "untested.py").write_text(DATA_OF_ONES_OWN.replace('"fit", "test"', '"fit"'))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "data.yaml").write_text("class_path: untested.SetUp")
+    own = {"data": str(tmp_path / "data.yaml")}
+    assert 0 <= evaluate(str(folder), architecture="smallest", split="holdout", **own)["accuracy"] <= 1
+    with pytest.raises(ValueError, match="SetUp has no test_dataloader"):
+        evaluate(str(folder), architecture="smallest", split="test", **own)
+    assert set(export(str(folder), str(tmp_path / "files"), architecture="smallest", **own)) == {"onnx"}
+    assert measure(str(folder), "onnxruntime", samples=6, store=str(tmp_path / "store"), **own)["n"] == 6
+
+
+def test_a_loader_may_be_the_instances_own(tmp_path, monkeypatch):
+    own = "\n\nclass Own(SetUp):\n    def __init__(self):\n        super().__init__()\n"
+    (tmp_path / "instance.py").write_text(DATA_OF_ONES_OWN + own + "        self.test_dataloader = lambda: 'theirs'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert make_data({"class_path": "instance.Own"}).test_dataloader() == "theirs"
 
 
 def test_data_of_another_family_is_refused(folder, tmp_path):
@@ -573,11 +603,12 @@ def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp
 def test_the_batches_that_calibrate_an_int8_file_are_part_of_what_it_computes(folder, tmp_path, work, monkeypatch):
     paths = str(tmp_path / "store.sqlite"), str(tmp_path / "files")
     device = DEVICES["onnxruntime-int8"]
-    for batch in (1, 8, 8):
+    for batch, beam in ((1, 4), (8, 4), (8, 4), (8, 1)):  # rows that are decoded at once: the batch times the beam
         monkeypatch.setitem(DEVICES, device.name, dataclasses.replace(device, batch=batch))
         with open_bench(str(folder), device.name, None, *paths, "process") as opened:
+            opened.supernet.input_spec["beam"] = beam
             opened.file_items(opened.supernet.space.smallest(), "select")
-    assert work["files"] == 2
+    assert work["files"] == 3
 
 
 def test_files_of_another_form_are_other_files_of_the_same_network(folder, tmp_path):
@@ -601,6 +632,7 @@ def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error():
     finals = [{"config": "a network", "latency_ms": 1.0, "loss": 1.0}]
     with pytest.raises(ValueError, match="openvino does not compute a network as torch does: the loss is 1.1 by the"):
         closed_loop.best_file(Stub(), finals, {"latency_ms": 5.0})
+    assert closed_loop.best_file(Stub(), finals, {"latency_ms": 6.0}) is None  # it is known to another search
 
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
@@ -652,21 +684,77 @@ def test_budgets_and_devices_share_what_is_evaluated(folder, tmp_path, work, mon
     assert work == done
 
 
-def test_what_was_timed_for_one_budget_competes_for_the_others(folder, tmp_path, work, monkeypatch):
-    shared, paths = sampling.Shared(), (str(tmp_path / "store"), str(tmp_path / "files"))
-    lengths = (10, 10, 2, 20, 5, 0)
-    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
-        found = closed_loop.find_network(opened, 50.0, tmp_path / "first", *lengths, shared=shared)
-        work.update(timed=0)
+LENGTHS = (10, 10, 2, 20, 5, 0)  # what `find_network` takes beside the budget
 
-        def infeasible(*arguments, **options):
-            raise InfeasibleError
 
+@pytest.fixture
+def blind(monkeypatch):
+    """A function after which searches find nothing, and know what is shared."""
+
+    def infeasible(*arguments, **options):
+        raise InfeasibleError
+
+    def blinded():
         monkeypatch.setattr(closed_loop, "evolutionary_search", infeasible)
         monkeypatch.setattr(closed_loop, "next_finalists", lambda *arguments: [])
-        again = closed_loop.find_network(opened, 60.0, tmp_path / "second", *lengths, shared=shared)
-    assert again["config"] == found["config"] and work["timed"] == 0
-    assert [final["latency_ms"] for final in again["finalists"]] == [found["latency_ms"]]
+
+    return blinded
+
+
+def test_what_was_timed_for_one_budget_competes_for_the_others(folder, tmp_path, work, blind):
+    shared, paths = sampling.Shared(), (str(tmp_path / "store"), str(tmp_path / "files"))
+    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
+        found = closed_loop.find_network(opened, 50.0, tmp_path / "first", *LENGTHS, shared=shared)
+        work.update(timed=0)
+        blind()
+        again = closed_loop.find_network(opened, 60.0, tmp_path / "second", *LENGTHS, shared=shared)
+        assert again["config"] == found["config"] and work["timed"] == 0
+        assert [final["found_for_ms"] for final in again["finalists"]] == [50.0]
+
+
+def test_a_failed_search_tells_its_own_finalists_from_those_for_other_budgets():
+    finals = [{"config": "a", "found_for_ms": 5.0, "latency_ms": 3.0}]
+    told = closed_loop.none_met(finals, {"latency_ms": 2.0}, {"config": "b", "latency_ms": 2.5})
+    assert told.startswith(
+        "of 0 networks timed as the files that ship and 1 for other budgets, none met 2.000 ms: none "
+    )
+    assert "none was predicted to, the fastest took 3.000 ms, 1.000 ms too long: a; of the samples the fastest" in told
+    told = closed_loop.none_met(finals, {"latency_ms": 5.0}, {"config": "b", "latency_ms": 2.5})
+    assert told.startswith(
+        "of 1 networks timed as the files that ship, none met 5.000 ms: the fastest took 3.000 ms: a;"
+    )
+
+
+def test_a_network_timed_by_one_statistic_says_nothing_of_another(folder, tmp_path, blind):
+    shared, paths = sampling.Shared(), (str(tmp_path / "store"), str(tmp_path / "files"))
+    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
+        closed_loop.find_network(opened, 50.0, None, *LENGTHS, shared=shared)
+        opened.device = dataclasses.replace(opened.device, statistic="p90")
+        blind()
+        with pytest.raises(ValueError, match="of 0 networks timed as the files that ship, none met"):
+            closed_loop.find_network(opened, 50.0, None, *LENGTHS, shared=shared)
+
+
+def test_a_report_has_the_finalists_of_both_searches_for_its_budget(folder, tmp_path, blind):
+    shared, paths = sampling.Shared(), (str(tmp_path / "store"), str(tmp_path / "files"))
+    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
+        closed_loop.find_network(opened, 50.0, None, *LENGTHS, shared=shared)
+        (timed,) = shared.timed.values()
+        blind()
+        report = closed_loop.find_network(opened, 50.0, tmp_path / "out", *LENGTHS, shared=shared)
+    assert len(report["finalists"]) == len(timed) >= 2
+
+
+def test_a_finalist_whose_memory_could_not_be_asked_is_not_shared(folder, tmp_path, monkeypatch):
+    def failing(self, config):
+        raise OSError("the machine is gone")
+
+    monkeypatch.setattr(closed_loop.Limit, "of", failing)
+    shared, paths = sampling.Shared(), (str(tmp_path / "store"), str(tmp_path / "files"))
+    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
+        with pytest.raises(OSError, match="the machine is gone"):
+            closed_loop.find_network(opened, 50.0, None, *LENGTHS, bounds={"file_mb": 9.0}, shared=shared)
+    assert list(shared.timed.values()) == [{}]
 
 
 def test_a_budget_that_is_missed_costs_no_other_one(folder, tmp_path):
