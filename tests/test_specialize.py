@@ -16,6 +16,7 @@ from predictors.devices import DEVICES, STATISTICS
 from predictors.engines import NetworkError
 from predictors.measuring import Failure
 from predictors.runtimes import onnx_precision
+from predictors.store import digest
 from recipes import (
     bench,
     closed_loop,
@@ -64,6 +65,31 @@ def quick_devices(monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 1)
     monkeypatch.setattr(sampling, "ASKED", 1)
     monkeypatch.setattr(measuring, "TRIES", 1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The files of float32 that were exported before, by what they are of."""
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(autouse=True)
+def exported_once(exported, monkeypatch):
+    """The tests' networks are often the same, and most of what a test takes is their export."""
+    write = device_files.write_parts
+
+    def writing(network, device, folder, fast, inputs):
+        if device.precision == "int8":  # its files are of the inputs, too
+            return write(network, device, folder, fast, inputs)
+        of = [bench.state_digest(network.state_dict()), repr(network.config), device.runtime, device.batch, fast]
+        known = exported / digest(of)
+        if not known.is_dir():
+            write(network, device, folder, fast, inputs)
+            shutil.copytree(folder, known)
+        else:
+            shutil.copytree(known, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(bench, "write_parts", writing)
 
 
 @pytest.fixture
