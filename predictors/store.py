@@ -54,6 +54,14 @@ WAIT = 60  # seconds for what another process is writing
 SMALL = 32e6  # bytes of a file that is checked in full whenever it is opened, which takes some tenths of a second
 
 
+def read_through(path: Path) -> None:
+    """Read a file from end to end, so that the system has it in memory."""
+    block = bytearray(4 * 1024**2)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+
+
 def digest(value: Any) -> str:
     """sha256 of a JSON value in canonical form: sorted keys, 1 for 1.0; NaN and infinity raise ValueError."""
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -96,6 +104,8 @@ class Store:
 
     def _prepare(self) -> None:
         small = self.path.is_file() and self.path.stat().st_size < SMALL
+        if self.path.is_file() and not small:
+            read_through(self.path)  # the check reads the pages in no order, which takes a disk longer
         damage = self._pragma("integrity_check(1)" if small else "quick_check(1)")
         if damage != "ok":
             raise ValueError(f"{self.path} is damaged: {damage}")
