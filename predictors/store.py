@@ -103,8 +103,8 @@ class Store:
             raise
 
     def _prepare(self) -> None:
-        small = self.path.is_file() and self.path.stat().st_size < SMALL
-        if self.path.is_file() and not small:
+        small = not self.path.is_file() or self.path.stat().st_size < SMALL
+        if not small:
             read_through(self.path)  # the check reads the pages in no order, which takes a disk longer
         damage = self._pragma("integrity_check(1)" if small else "quick_check(1)")
         if damage != "ok":
