@@ -232,22 +232,33 @@ class Bench:
         return np.array([max(mb) if len(mb) == times else math.inf for mb in taken])
 
     def _memory(self, config: Any, exporter: str) -> int | None:
-        """The bytes that a network takes; None where it failed twice, which the store keeps as a failure to be told."""
-        name, device_id = self._failure_key(config, exporter)
-        key = (name, digest([device_id, "memory"]))
-        if not self.store.missing("failure", [key]):
+        """The bytes that a network takes; None where they cannot be told."""
+
+        def ask() -> int:
+            return peak_memory(self.device, self._source(config, exporter)(), self.engine)
+
+        try:
+            with self._spending("memory"):
+                return self._attempt(config, exporter, "memory", ask)
+        except NetworkError as error:
+            print(f"{self.device.name}: how much memory {config} takes cannot be told: {error}")
             return None
-        source, reasons = self._source(config, exporter)(), []
+
+    def _attempt(self, config: Any, exporter: str, what: str, ask: Callable[[], Any]) -> Any:
+        """What is asked about a network, which may fail once; NetworkError where it did twice, now or in the store."""
+        name, device_id = self._failure_key(config, exporter)
+        key = (name, digest([device_id, what]))
+        if failures := self.store.get("failure", [key]).get(key):
+            raise NetworkError(failures[0]["reasons"][-1])
+        reasons: list[str] = []
         while len(reasons) < ATTEMPTS:
             try:
-                with self._spending("memory"):
-                    return peak_memory(self.device, source, self.engine)
+                return ask()
             except NetworkError as error:
                 reasons.append(str(error))
         device = dataclasses.asdict(self.device) | self.fingerprint
         self.store.add("failure", key, dataclasses.asdict(Failure(tuple(reasons), now(), device)))
-        print(f"{self.device.name}: how much memory {config} takes cannot be told: {reasons[-1]}")
-        return None
+        raise NetworkError(reasons[-1])
 
     def reasons(self, X: np.ndarray, exporter: str) -> str:
         """Why rows of X failed on the device."""
@@ -450,6 +461,7 @@ class Bench:
         """Figures of the items of a part of the data (see `evaluate_items`): of the file that ships, in its runtime.
 
         The devices that time modules, torch-compile too, have no file: there it is the network, layer by layer.
+        NetworkError where the machine that has the device cannot tell them.
         """
         runtime = {name: self.fingerprint[name] for name in ("cpu", "version")}
         runtime |= {"runtime": self.device.runtime, "precision": self.device.precision}
@@ -459,9 +471,13 @@ class Bench:
         key = (name, self.weights_id, digest([self.data_id(part), runtime]))
         if not self.store.missing("items", [key]):
             return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
-        with self._spending("accuracy"):
+
+        def ask() -> dict[str, np.ndarray]:
             with self._forward(config) as (network, forward):
-                items = evaluate_items(lambda inputs: forward(network.prepare(inputs)), part_of(self.data, part))
+                return evaluate_items(lambda inputs: forward(network.prepare(inputs)), part_of(self.data, part))
+
+        with self._spending("accuracy"):
+            items = self._attempt(config, "final", "items", ask)
         self.store.add("items", key, {name: values.tolist() for name, values in items.items()})
         return items
 
@@ -476,12 +492,9 @@ class Bench:
         if self.engine == "process":  # it ran before, so that nothing is to be feared for this process
             yield network, partial(network.run_parts, self.device.open(file))
             return
-        try:
-            with ENGINES[self.engine](self.device) as call:
-                call("open", file)
-                yield network, partial(network.run_parts, partial(call, "run"))
-        except NetworkError as error:
-            raise ValueError(f"{self.device.name}: {config} cannot be evaluated: {error}") from error
+        with ENGINES[self.engine](self.device) as call:
+            call("open", file)
+            yield network, partial(network.run_parts, partial(call, "run"))
 
     def calibrated(self, config: Any) -> Supernet:
         return calibrate(self.supernet.extract(config).eval(), self.data.calibration_batches())

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.model_selection import KFold, cross_val_predict
 
 from predictors.accuracy import AccuracyPredictor
+from predictors.engines import NetworkError
 from predictors.latency import LatencyPredictor, quality
 from recipes import LEAST_SAMPLES
 from recipes.bench import LENGTHS, PARTS, Bench
@@ -183,7 +184,10 @@ def find_network(
         return {}
 
     report |= winner | {"config": dataclasses.asdict(winner["config"]), "figure": figure}
-    report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
+    try:
+        report |= {part: means(bench.file_items(winner["config"], part)) for part in PARTS}
+    except NetworkError as error:
+        raise ValueError(f"{bench.device.name}: {winner['config']} can no longer be evaluated: {error}") from error
     finals = [final for final in timed.values() if final["found_for_ms"] == budget or final is winner]
     ran = [final for final in finals if math.isfinite(slowest(final))]
     # What the file computes is not quite what torch does, least of all where its layers are quantized.
@@ -278,8 +282,15 @@ def best_file(bench: Bench, finals: Sequence[dict[str, Any]], bounds: Mapping[st
     """
     figure, budget = bench.supernet.figure, bounds["latency_ms"]
     sign = sign_of(figure)
-    fast = [final for final in finals if not misses(final, bounds)]
-    items = {id(final): bench.file_items(final["config"], "select") for final in fast}
+    items = {}
+    for final in finals:
+        if not misses(final, bounds):
+            try:
+                items[id(final)] = bench.file_items(final["config"], "select")
+            except NetworkError as error:
+                print(f"{bench.device.name}: {final['config']} cannot be evaluated: {error}")
+                final["confirmed_ms"] = math.inf  # as one that does not run
+    fast = [final for final in finals if id(final) in items]
     for final in fast:
         final |= {f"file_{name}": value for name, value in means(items[id(final)]).items()}
         if bench.device.precision != "float32":

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 import ofa
 from predictors import measuring
 from predictors.devices import DEVICES, STATISTICS
-from predictors.engines import NetworkError
+from predictors.engines import ENGINES, NetworkError, process_engine
 from predictors.measuring import Failure
 from predictors.runtimes import onnx_precision
 from predictors.store import digest
@@ -659,6 +660,36 @@ def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error():
     with pytest.raises(ValueError, match="openvino does not compute a network as torch does: the loss is 1.1 by the"):
         closed_loop.best_file(Stub(), finals, {"latency_ms": 5.0})
     assert closed_loop.best_file(Stub(), finals, {"latency_ms": 6.0}) is None  # it is known to another search
+
+
+def test_a_file_that_is_timed_but_cannot_be_evaluated_elsewhere_is_tried_twice_and_left_out(
+    folder, tmp_path, monkeypatch, capsys
+):
+    opened = []
+
+    @contextmanager
+    def elsewhere(device, fixed=True):
+        """An engine that loses the machine whenever that is to compute by the first file that it was given."""
+
+        def call_or_lose(method, *arguments):
+            if method == "open":
+                opened.append(arguments[0])
+                if opened[-1] == opened[0]:
+                    raise NetworkError("its worker was lost")
+            return call(method, *arguments)
+
+        with process_engine(device, fixed) as call:
+            yield call_or_lose
+
+    monkeypatch.setitem(ENGINES, "ray", elsewhere)
+    few = FEW | {"max_latency": [40.0, 50.0], "engine": "ray", "store": str(tmp_path / "store.sqlite")}
+    opens = set()
+    for out in ("first", "second"):
+        assert len(specialize(str(folder), out=str(tmp_path / out), **few)) == 2
+        assert "cannot be evaluated: its worker was lost" in capsys.readouterr().out
+        assert opened.count(opened[0]) == 2
+        opens.add(len(opened))
+    assert len(opens) == 1  # the second time none
 
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
