@@ -469,17 +469,18 @@ class Bench:
             runtime |= {"batch": self.device.batch, "beam": self.supernet.input_spec.get("beam")}
         name = self._network(config, "final", self._written_by, timed=False)
         key = (name, self.weights_id, digest([self.data_id(part), runtime]))
-        if not self.store.missing("items", [key]):
-            return {name: np.array(values) for name, values in self.store.get("items", [key])[key][-1].items()}
 
-        def ask() -> dict[str, np.ndarray]:
+        def ask() -> dict[str, Any]:
+            if known := self.store.get("items", [key]).get(key):
+                return known[-1]
             with self._forward(config) as (network, forward):
-                return evaluate_items(lambda inputs: forward(network.prepare(inputs)), part_of(self.data, part))
+                items = evaluate_items(lambda inputs: forward(network.prepare(inputs)), part_of(self.data, part))
+            self.store.add("items", key, {name: values.tolist() for name, values in items.items()})
+            return items
 
+        # One of which a part could not be told is of no use, even where another part is known.
         with self._spending("accuracy"):
-            items = self._attempt(config, "final", "items", ask)
-        self.store.add("items", key, {name: values.tolist() for name, values in items.items()})
-        return items
+            return {name: np.array(values) for name, values in self._attempt(config, "final", "items", ask).items()}
 
     @contextmanager
     def _forward(self, config: Any) -> Iterator[tuple[Supernet, Callable[[Sequence[Tensor]], Tensor]]]:

@@ -662,19 +662,18 @@ def test_a_runtime_that_does_not_compute_what_the_network_does_is_an_error():
     assert closed_loop.best_file(Stub(), finals, {"latency_ms": 6.0}) is None  # it is known to another search
 
 
-def test_a_file_that_is_timed_but_cannot_be_evaluated_elsewhere_is_tried_twice_and_left_out(
-    folder, tmp_path, monkeypatch, capsys
-):
-    opened = []
+@pytest.fixture
+def losing(monkeypatch):
+    """An engine, by the name of ray's, that loses the machine when that is to open a file for which `lost` holds; and
+    the files that it was asked to open."""
+    opened, engine = [], SimpleNamespace(lost=lambda path: False)
 
     @contextmanager
     def elsewhere(device, fixed=True):
-        """An engine that loses the machine whenever that is to compute by the first file that it was given."""
-
         def call_or_lose(method, *arguments):
             if method == "open":
                 opened.append(arguments[0])
-                if opened[-1] == opened[0]:
+                if engine.lost(arguments[0]):
                     raise NetworkError("its worker was lost")
             return call(method, *arguments)
 
@@ -682,6 +681,12 @@ def test_a_file_that_is_timed_but_cannot_be_evaluated_elsewhere_is_tried_twice_a
             yield call_or_lose
 
     monkeypatch.setitem(ENGINES, "ray", elsewhere)
+    return engine, opened
+
+
+def test_a_file_that_is_timed_but_cannot_be_evaluated_is_tried_twice_and_left_out(folder, tmp_path, losing, capsys):
+    engine, opened = losing
+    engine.lost = lambda path: path == opened[0]
     few = FEW | {"max_latency": [40.0, 50.0], "engine": "ray", "store": str(tmp_path / "store.sqlite")}
     opens = set()
     for out in ("first", "second"):
@@ -690,6 +695,19 @@ def test_a_file_that_is_timed_but_cannot_be_evaluated_elsewhere_is_tried_twice_a
         assert opened.count(opened[0]) == 2
         opens.add(len(opened))
     assert len(opens) == 1  # the second time none
+
+
+def test_a_file_of_which_a_part_of_the_data_cannot_be_told_is_not_chosen_again(folder, tmp_path, losing):
+    engine, opened = losing
+    paths = str(tmp_path / "store.sqlite"), str(tmp_path / "files")
+    with open_bench(str(folder), "onnxruntime", None, *paths, "ray") as opened_bench:
+        config = opened_bench.supernet.space.smallest()
+        assert (opened_bench.file_items(config, "select")["loss"] > 0).all()
+        engine.lost = lambda path: True
+        for part in ("report", "select"):
+            with pytest.raises(NetworkError, match="its worker was lost"):
+                opened_bench.file_items(config, part)
+    assert len(opened) == 3
 
 
 def test_of_files_that_are_as_good_the_fastest_is_chosen():
