@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
-import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets
 from torchvision.transforms import v2
 
+from ofa.datasets import Files, Items, open_dataset, readable, stratified
+from ofa.image_files import reason, unreadable
+from ofa.images import INTERPOLATION, WHITE, as_shown, crop_share, transforms
 from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, derive_seed, training_position
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CACHE_BYTES = 512 << 20  # calibration images up to this size stay in memory
 
 
@@ -29,18 +28,26 @@ class ImageData(pl.LightningDataModule):
     """Image classification data; batches are (images B, C, H, W float32, labels B).
 
     The training images are split once, by `seed`, into a part that trains (and calibrates BatchNorm) and `holdout`
-    images that choose: `val_dataloader` serves those. The test set chooses nothing.
+    images that choose: `val_dataloader` serves the latter. The hold-out has each class's share, and leaves each class
+    an image to train on. The test set chooses nothing.
+
+    An image is what a viewer shows (see `ofa.images.as_shown`): upright by its EXIF orientation, on `background` where
+    it is transparent, with 8 bits a channel. Evaluation resizes and crops it with Pillow (see `fit`), so that Pillow,
+    torchvision and timm reproduce the batches. Every file is decoded once before training, to find broken ones.
 
     Args:
         dataset: digits (inside scikit-learn), fashion_mnist, folder (`root`/train and `root`/val with a folder per
-            class; val is the test set), torchvision:NAME or timm:NAME.
+            class; val is the test set), torchvision:NAME or timm:NAME (NAME: a folder, hfds/NAME or torch/NAME).
+            `ofa.datasets.LAYOUTS` lists which of torchvision are read, and which parts of them train and test.
         root: where the files are. fashion_mnist also looks where Debian's package puts them.
         batch_size: of training and evaluation, in each process.
         holdout: images held out of the training set.
         calibration: training images whose statistics recalibrate BatchNorm, without augmentation.
-        image_size: height and width of the batches in pixels; None for images that share a size already.
+        image_size: height and width of the batches in pixels, at least the largest resolution of the search space;
+            None for images that share a size already.
         padding: random crops from images padded by so many pixels; 0 for none.
-        scale: random resized crops of this range of the area, such as [0.08, 1]; None for none.
+        scale: random resized crops of this range of the area, such as [0.08, 1]; None for none. With it, evaluation
+            by `fit: crop` cuts image_size out of image_size / 0.875.
         flip: random horizontal flips.
         jitter: random brightness and saturation, each within this fraction; None for none.
         channels: 1 or 3; None for the data set's.
@@ -48,6 +55,12 @@ class ImageData(pl.LightningDataModule):
         workers: processes that load.
         seed: of the split, the order and the augmentation.
         download: let torchvision fetch the files.
+        fit: how an image becomes square. crop resizes the shorter side and cuts out the centre; squeeze resizes both
+            sides; pad resizes the longer side and fills the rest with `background`.
+        background: red, green and blue, 0 to 255, behind transparent images and beside padded ones.
+        on_error: raise an error that names the broken image files, or skip them.
+        dataset_args: more arguments of torchvision's or timm's data set, such as {split: letters} for EMNIST.
+        license: the licence of the images, for the metadata of exported files; None for the data set's where known.
     """
 
     def __init__(
@@ -68,15 +81,14 @@ class ImageData(pl.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         download: bool = False,
+        fit: str = "crop",
+        background: tuple[int, int, int] = WHITE,
+        on_error: str = "raise",
+        dataset_args: dict[str, Any] | None = None,
+        license: str | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        source = open_dataset(dataset, root, download)
-        self.classes = source.classes
-        if len(self.classes) < 2:
-            raise ValueError(f"{dataset}: {len(self.classes)} class is not enough to learn from")
-        if not 0 < holdout < len(source.train):
-            raise ValueError(f"holdout = {holdout} does not leave both parts of {len(source.train)} training images")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("calibration", calibration, 1),
@@ -87,7 +99,14 @@ class ImageData(pl.LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{name} = {value}: at least {least}")
-        channels = source.channels if channels is None else channels
+        if len(background) != 3 or not all(0 <= value <= 255 for value in background):
+            raise ValueError(f"background = {background} is not red, green and blue, each 0 to 255")
+        augment, plain = transforms(image_size, fit, background, padding, scale, flip, jitter)
+        source = readable(open_dataset(dataset, root, download, dataset_args), on_error)
+        self.classes = list(source.classes)
+        if len(self.classes) < 2:
+            raise ValueError(f"{dataset}: {len(self.classes)} class is not enough to learn from")
+        channels = len(source.mean) if channels is None else channels
         if channels not in (1, 3):
             raise ValueError(f"channels = {channels} is neither 1 nor 3")
         mean, std = source.mean if mean is None else mean, source.std if std is None else std
@@ -96,24 +115,36 @@ class ImageData(pl.LightningDataModule):
         if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
             raise ValueError(f"mean = {mean} and std = {std} must be finite, std positive")
 
-        augment, plain = transforms(image_size, padding, scale, flip, jitter)
         finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
-        order = np.random.default_rng((seed, 0)).permutation(len(source.train))
-        held, trained = np.sort(order[:holdout]), order[holdout:]
-        mode = "L" if channels == 1 else "RGB"
-        self.train = Images(source.train, np.sort(trained), mode, v2.Compose([*augment, finish]), seed)
+        augment, plain = v2.Compose([augment, finish]), v2.Compose([plain, finish])
+        try:
+            held, trained = stratified(source.train.labels, holdout, np.random.default_rng((seed, 0)))
+        except ValueError as error:
+            raise ValueError(f"holdout = {holdout}: {error}") from error
+        report_small_classes(source.train.labels, self.classes)
+        look = ("L" if channels == 1 else "RGB", tuple(background))
+        self.train = Images(source.train, np.sort(trained), *look, augment, seed)
         # In random order: many data sets are sorted by class, and a batch of one class has that class's statistics.
-        self.calibration = Images(source.train, trained[:calibration], mode, v2.Compose([*plain, finish]))
-        self.held_out = Images(source.train, held, mode, v2.Compose([*plain, finish]))
-        self.test = Images(source.test, np.arange(len(source.test)), mode, v2.Compose([*plain, finish]))
+        self.calibration = Images(source.train, trained[:calibration], *look, plain)
+        self.held_out = Images(source.train, np.sort(held), *look, plain)
+        self.test = Images(source.test, np.arange(len(source.test)), *look, plain)
         image, _ = self.held_out[0]
         for part in (self.train, self.calibration, self.held_out, self.test):
             part.shape = image.shape
+        self.class_counts = np.bincount(self.train.labels, minlength=len(self.classes))  # training images of each
         self.input_spec: dict[str, Any] = {
             "shape": list(image.shape),
             "mean": list(mean),
             "std": list(std),
             "classes": len(self.classes),
+            "class_names": self.classes,
+            "image_size": image_size,
+            "fit": fit,
+            "crop_pct": crop_share(fit, scale),
+            "interpolation": INTERPOLATION,
+            "background": list(background),
+            "dataset": source.name,
+            "license": source.license if license is None else license,
         }
         self._calibration_cache: list[tuple[Tensor]] | None = None
 
@@ -152,7 +183,12 @@ class ImageData(pl.LightningDataModule):
         return DataLoader(images, self.batch_size, sampler=sampler, num_workers=self.workers)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "images": len(self.train)}
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "images": len(self.train),
+            "digest": self.train.digest,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raise ValueError where a training would be resumed with other batches than it began with."""
@@ -178,230 +214,60 @@ class ImageData(pl.LightningDataModule):
 class Images(Dataset):
     """A part of a data set, as tensors. An index is a number, or (epoch, number) for seeded augmentation."""
 
-    def __init__(self, source: Dataset, indices: np.ndarray, mode: str, transform: Callable, seed: int = 0) -> None:
-        self.source, self.indices, self.mode, self.transform, self.seed = source, indices, mode, transform, seed
+    def __init__(
+        self,
+        source: Files | Items,
+        indices: np.ndarray,
+        mode: str,
+        background: tuple[int, int, int],
+        transform: Callable,
+        seed: int = 0,
+    ) -> None:
+        self.source, self.indices, self.mode, self.background = source, indices, mode, background
+        self.transform, self.seed = transform, seed
         self.shape: torch.Size | None = None  # what every image must have come to
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def labels(self) -> np.ndarray:
+        return self.source.labels[self.indices]
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of which images these are, by the names within their folder, sizes and labels; not of pixels."""
+        state = hashlib.sha256(self.indices.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
+        if isinstance(self.source, Files):
+            paths = [self.source.name(i) for i in self.indices]
+            root = os.path.commonpath(paths)
+            for path in paths:
+                size = os.path.getsize(path) if os.path.exists(path) else -1
+                state.update(f"{os.path.relpath(path, root)}\0{size}\n".encode(errors="surrogateescape"))
+        return state.hexdigest()
+
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = index if isinstance(index, tuple) else (0, index)
         position = int(self.indices[number])
-        path = getattr(self.source, "samples", None)
-        name = path[position][0] if path else f"image {position}"
+        name = self.source.name(position)
         try:
             image, label = self.source[position]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all seen of PIL
-            raise ValueError(f"{name} cannot be read as an image: {error}") from error
-        if isinstance(image, Image.Image):
-            image = v2.functional.pil_to_tensor(image if image.mode == self.mode else to_mode(image, self.mode, name))
-        elif image.size(0) != (1 if self.mode == "L" else 3):
-            image = v2.functional.rgb_to_grayscale(image) if self.mode == "L" else image.expand(3, -1, -1)
+            with image:
+                image = as_shown(image, self.mode, self.background)
+        except Exception as error:  # the plugins of PIL raise many kinds
+            raise ValueError(unreadable(name, reason(name, error))) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, epoch, position))
             image = self.transform(image)
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(f"{name} is {tuple(image.shape)}, others are {tuple(self.shape)}: give an image_size")
-        return image, int(label)
+        return image, label
 
 
-def to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
-    """An image as 8-bit L or RGB. Of 16 bits, which PIL would clip, the upper 8 are taken."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{name} has pixels of 32 bits, whose range is not known: save it with 8 or 16")
-    return image.convert(mode)
-
-
-def transforms(
-    image_size: int | None,
-    padding: int,
-    scale: Sequence[float] | None,
-    flip: bool,
-    jitter: Sequence[float] | None,
-) -> tuple[list[Callable], list[Callable]]:
-    """The augmenting and the plain transforms of uint8 tensors C, H, W."""
-    augment: list[Callable] = []
-    plain: list[Callable] = []
-    if scale is not None:
-        if image_size is None:
-            raise ValueError("scale: random resized crops need an image_size")
-        augment.append(v2.RandomResizedCrop(image_size, scale=tuple(scale), antialias=True))
-        plain += [v2.Resize(math.ceil(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
-    elif image_size is not None:
-        plain += [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
-        augment += plain
-    if padding:
-        augment.append(PaddedCrop(padding))
-    if flip:
-        augment.append(v2.RandomHorizontalFlip())
-    if jitter is not None:
-        augment.append(v2.ColorJitter(brightness=jitter[0], saturation=jitter[1]))
-    return augment, plain
-
-
-class PaddedCrop:
-    """A random crop, of the image's size, from the image with a border of zeros."""
-
-    def __init__(self, padding: int) -> None:
-        self.padding = padding
-
-    def __call__(self, image: Tensor) -> Tensor:
-        top, left = torch.randint(0, 2 * self.padding + 1, (2,)).tolist()
-        padded = v2.functional.pad(image, [self.padding])
-        return padded[:, top : top + image.size(1), left : left + image.size(2)]
-
-
-# ------------------------------------------------------------------------------------------------- data sets
-
-
-class Source:
-    """An opened data set: map-style `train` and `test` of (image, label), and what is known of them."""
-
-    def __init__(
-        self, train: Dataset, test: Dataset, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self.train, self.test, self.classes = train, test, list(classes)
-        self.mean, self.std, self.channels = tuple(mean), tuple(std), len(mean)
-
-
-class ArrayImages(Dataset):
-    """Images in memory: uint8 tensor N, C, H, W and labels N."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images, self.labels = torch.from_numpy(images), labels.astype(int)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-
-def open_dataset(name: str, root: str | None, download: bool) -> Source:
-    """The data set of that name; ValueError says what is wrong with the name or the files."""
-    library, _, rest = name.partition(":")
-    if name == "digits":
-        return digits()
-    if name == "fashion_mnist":
-        return fashion_mnist(root, download)
-    if name == "folder":
-        return image_folder(root)
-    if library == "torchvision" and rest:
-        return from_torchvision(rest, root, download)
-    if library == "timm" and rest:
-        return from_timm(rest, root, download)
-    raise ValueError(f"dataset: {name!r} is not digits, fashion_mnist, folder, torchvision:NAME or timm:NAME")
-
-
-def digits() -> Source:
-    """1,797 grey 8x8 digits; the test set is every fifth image of the (shuffled) file."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = np.round(images.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(images))
-    test, train = order[::5], np.delete(order, np.s_[::5])
-    pixels = images[train] / 255
-    names = [str(label) for label in range(10)]
-    return Source(
-        ArrayImages(images[train], labels[train]),
-        ArrayImages(images[test], labels[test]),
-        names,
-        [float(pixels.mean())],
-        [float(pixels.std())],
-    )
-
-
-def fashion_mnist(root: str | None, download: bool) -> Source:
-    """60,000 + 10,000 grey 28x28 images of clothing, from torchvision's or Debian's files."""
-    if download:
-        datasets.FashionMNIST(root or "data", download=True)
-    places = [Path(root), Path(root) / "FashionMNIST" / "raw"] if root else []
-    places += [Path("data") / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST]
-    for place in places:
-        if list(place.glob("train-images-idx3-ubyte*")):
-            break
-    else:
-        raise ValueError(
-            f"fashion_mnist: no train-images-idx3-ubyte(.gz) in {', '.join(map(str, places))}: give --data.root, set"
-            " --data.download true, or install Debian's dataset-fashion-mnist"
-        )
-    parts = [
-        ArrayImages(read_idx(place, f"{part}-images-idx3-ubyte")[:, None], read_idx(place, f"{part}-labels-idx1-ubyte"))
-        for part in ("train", "t10k")
-    ]
-    return Source(*parts, datasets.FashionMNIST.classes, [0.2860], [0.3530])
-
-
-def read_idx(folder: Path, name: str) -> np.ndarray:
-    """An array of bytes from an idx file, compressed or not (http://yann.lecun.com/exdb/mnist)."""
-    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
-    try:
-        data = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
-        axes = data[3]
-        shape = np.frombuffer(data, ">i4", axes, offset=4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as an idx file: {error}") from error
-
-
-class Folder(datasets.ImageFolder):
-    """torchvision's, without hidden folders such as .ipynb_checkpoints, and with images in their own mode."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = sorted(path.name for path in Path(directory).iterdir() if path.is_dir() and path.name[0] != ".")
-        if not names:
-            raise FileNotFoundError(f"there is no class folder in {directory}")
-        return names, {name: i for i, name in enumerate(names)}
-
-
-def image_folder(root: str | None) -> Source:
-    """`root`/train and `root`/val, each with a folder of images per class."""
-    if root is None:
-        raise ValueError("dataset: folder needs --data.root, a folder with train and val inside")
-    try:
-        train, test = (Folder(Path(root) / part, loader=Image.open) for part in ("train", "val"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{root} is not an image folder with train/CLASS/ and val/CLASS/: {error}") from error
-    if train.classes != test.classes:
-        raise ValueError(f"{root}: train has the classes {train.classes}, val has {test.classes}")
-    return Source(train, test, train.classes, *IMAGENET)
-
-
-def from_torchvision(name: str, root: str | None, download: bool) -> Source:
-    """A data set of torchvision.datasets with a training and a test part."""
-    factory = getattr(datasets, name, None)
-    if not inspect.isclass(factory):
-        raise ValueError(f"torchvision has no data set named {name!r}")
-    parameters = inspect.signature(factory).parameters
-    if "train" in parameters:
-        parts = [{"train": True}, {"train": False}]
-    elif "split" in parameters:
-        parts = [{"split": "train"}, {"split": "test"}]
-    else:
-        raise ValueError(f"torchvision's {name} has no training and test parts to tell apart")
-    options = {"download": download} if "download" in parameters else {}
-    try:
-        train, test = (factory(root or "data", **part, **options) for part in parts)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise ValueError(f"torchvision's {name}: {error}") from error
-    classes = getattr(train, "classes", None)
-    if classes is None:
-        raise ValueError(f"torchvision's {name} does not say its classes: it is not a classification data set")
-    image = train[0][0]
-    grey = isinstance(image, Image.Image) and image.mode == "L"
-    return Source(train, test, classes, *([0.5], [0.5]) if grey else IMAGENET)
-
-
-def from_timm(name: str, root: str | None, download: bool) -> Source:
-    """A data set that timm.data.create_dataset knows, with splits named train and validation."""
-    from timm.data import create_dataset
-
-    train, test = (create_dataset(name, root=root, split=split, download=download) for split in ("train", "validation"))
-    classes = getattr(train.reader, "class_to_idx", None)
-    if not classes:
-        raise ValueError(f"timm's {name} does not say its classes")
-    return Source(train, test, sorted(classes, key=classes.get), *IMAGENET)
+def report_small_classes(labels: np.ndarray, classes: list[str]) -> None:
+    """Lines that name the classes that have no image to train on, or one, which is not held out."""
+    counts = np.bincount(labels, minlength=len(classes))
+    for count, what in ((0, "no training image"), (1, "one training image, and none is held out")):
+        if len(few := np.flatnonzero(counts == count)):
+            named = ", ".join(classes[i] for i in few[:20]) + (", ..." if len(few) > 20 else "")
+            rank_zero_info(f"{len(few)} of {len(classes)} classes have {what}: {named}")

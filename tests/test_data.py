@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import ofa
-from ofa.data import read_idx
+from ofa.datasets import read_idx
 
 
 def write_folder(root, classes=("cat", "dog"), images=6, size=(20, 24)):
