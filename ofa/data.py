@@ -240,7 +240,7 @@ class Images(Dataset):
         state = hashlib.sha256(self.indices.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
         if isinstance(self.source, Files):
             paths = [self.source.name(i) for i in self.indices]
-            root = os.path.commonpath(paths)
+            root = os.path.commonpath({os.path.dirname(path) for path in paths})
             for path in paths:
                 size = os.path.getsize(path) if os.path.exists(path) else -1
                 state.update(f"{os.path.relpath(path, root)}\0{size}\n".encode(errors="surrogateescape"))

@@ -246,10 +246,10 @@ def image_folder(root: str | None, download: bool) -> Source:
     for part, classes in zip(parts, names):
         samples, left_out = list_images(part, classes)
         report_left_out(part, left_out)
-        if empty := [name for i, name in enumerate(classes) if i not in {label for _, label in samples}]:
-            known = ", ".join(sorted(suffixes()))
-            raise ValueError(f"{part} has no images of the classes {', '.join(empty)}. Suffixes of images: {known}")
         found.append(Files(samples))
+        if empty := sorted(set(range(len(classes))) - set(found[-1].labels.tolist())):
+            lacks, known = ", ".join(classes[i] for i in empty), " ".join(sorted(suffixes()))
+            raise ValueError(f"{part} has no image of the class {lacks}. The suffixes of images are {known}")
     return Source(Path(root).resolve().name, *found, tuple(names[0]), *IMAGENET)
 
 

@@ -43,10 +43,10 @@ def list_images(root: Path, classes: Sequence[str]) -> tuple[list[tuple[str, int
             left_out["hidden"] += sum(len(files) for _, _, files in os.walk(path))
     for label, name in enumerate(classes):
         for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
-            inside = Path(folder).relative_to(root).parts
+            hidden = any(part[0] == "." for part in Path(folder).relative_to(root).parts)
             for file in sorted(files):
                 suffix = os.path.splitext(file)[1].lower()
-                if any(part[0] == "." for part in (*inside, file)):
+                if hidden or file[0] == ".":
                     left_out["hidden"] += 1
                 elif suffix not in known:
                     left_out[suffix or "without a suffix"] += 1
@@ -72,9 +72,11 @@ def find_broken(paths: Sequence[str]) -> dict[str, str]:
     What was found is remembered in the user's cache folder by the files' names, sizes and times of change, a folder
     at a time, so that the next call decodes only what changed. Broken files are tried again at every call.
     """
+    absolute = {folder: os.path.abspath(folder) for folder in {os.path.dirname(path) for path in paths}}
     folders: dict[str, dict[str, str]] = {}  # absolute folder -> name of a file -> path as given
     for path in paths:
-        folders.setdefault(os.path.dirname(os.path.abspath(path)), {})[os.path.basename(path)] = path
+        folder, name = os.path.split(path)
+        folders.setdefault(absolute[folder], {})[name] = path
     start, decoded, broken = time.monotonic(), 0, {}
     with remembered(folders) as known, ThreadPoolExecutor(processors()) as pool:
         states = {folder: state_of(folder, files) for folder, files in folders.items()}
@@ -128,7 +130,7 @@ def state_of(folder: str, names: Iterable[str]) -> str:
     state = hashlib.sha256()
     for name in names:
         try:
-            found = os.stat(os.path.join(folder, name))
+            found = os.stat(f"{folder}/{name}")
             seen = f"{found.st_size} {found.st_mtime_ns}"
         except OSError:
             seen = "none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,8 @@ class MobileNetV3(Supernet):
         for name, has in (("num_classes", input_spec["classes"]), ("in_channels", input_spec["shape"][0])):
             if self.arguments[name] != has:
                 raise ValueError(f"the supernet was made with {name} = {self.arguments[name]}, the data have {has}")
+        sizes = [self.config.resolution] if self.extracted else self.space["resolution"].values
+        check_resolution(max(sizes), input_spec.get("image_size"), self.extracted)
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         size = self.config.resolution
@@ -223,6 +226,27 @@ class MobileNetV3(Supernet):
     @property
     def cost_terms(self) -> MobileNetV3Costs:
         return MobileNetV3Costs(self.space, **{k: self.arguments[k] for k in COST_ARGUMENTS})
+
+
+@cache  # one line in a process for each pair of sizes
+def check_resolution(resolution: int, image_size: int | None, extracted: bool) -> None:
+    """Raise ValueError where the largest resolution exceeds the `image_size` that the data module was given.
+
+    Without one (None), images have a size of their own, such as the digits' 8 pixels, and may be enlarged.
+    """
+    if image_size is None or resolution == image_size or (extracted and resolution < image_size):
+        return
+    if resolution > image_size:
+        raise ValueError(
+            f"the largest resolution is {resolution}, the data's image_size is {image_size}: images would be made"
+            f" smaller, then larger. Set image_size to {resolution}, or keep resolutions to {image_size}"
+        )
+    from pytorch_lightning.utilities import rank_zero_info  # slow to import, and a network alone does not need it
+
+    rank_zero_info(
+        f"the data's image_size is {image_size}, the largest resolution is {resolution}: every image is resized twice;"
+        f" image_size {resolution} would do"
+    )
 
 
 def scaled(width_mult: float, *widths: int) -> list[int]:
