@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import inspect
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -262,15 +263,15 @@ class Layout:
 
     `train` and `test` are the arguments that choose these parts. Several of `train` are put together, as the hold-out
     is taken from them. Without `test`, a stratified fifth is split off (see `split_off`). A data set in memory gives
-    its `labels`; of one in files that takes no `loader`, `files` gives the (path, label). `names` is the attribute
-    that holds the names of the classes; without it they are numbers.
+    its `labels`; of one in files that takes no `loader`, `files` gives the (path, label). `names` gives the names of
+    the classes; where there are none, they are numbers.
     """
 
     train: tuple[dict[str, Any], ...]
     test: dict[str, Any] | None
     labels: Callable[[Any], Sequence[int]] | None = None
     files: Callable[[Any], Sequence[tuple[Any, int]]] | None = None
-    names: str = "classes"
+    names: Callable[[Any], Sequence[Any]] = lambda dataset: getattr(dataset, "classes", ())
 
 
 BY_TRAIN = ({"train": True},), {"train": False}
@@ -287,6 +288,20 @@ def targets(dataset: Any) -> Sequence[int]:
 
 def labels(dataset: Any) -> Sequence[int]:
     return dataset.labels
+
+
+def categories(dataset: Any) -> Sequence[str]:
+    return dataset.categories
+
+
+def characters(dataset: Any) -> Sequence[str]:
+    """The classes of Omniglot, sorted: torchvision has them in the order of the file system."""
+    return sorted(dataset._characters)
+
+
+def omniglot(dataset: Any) -> list[tuple[str, int]]:
+    folders = [Path(dataset.target_folder) / character for character in characters(dataset)]
+    return [(str(path), label) for label, folder in enumerate(folders) for path in folder.glob("*.png")]
 
 
 def pcam_labels(dataset: Any) -> Sequence[int]:
@@ -311,9 +326,9 @@ LAYOUTS: dict[str, Layout] = {
     "CIFAR10": Layout(*BY_TRAIN, targets),
     "CIFAR100": Layout(*BY_TRAIN, targets),
     "CLEVRClassification": Layout(*TRAIN_VAL),
-    "Caltech101": Layout(*ONE_PART, files=caltech("101_ObjectCategories", "image_{index:04d}.jpg"), names="categories"),
+    "Caltech101": Layout(*ONE_PART, files=caltech("101_ObjectCategories", "image_{index:04d}.jpg"), names=categories),
     "Caltech256": Layout(
-        *ONE_PART, files=caltech("256_ObjectCategories", "{label:03d}_{index:04d}.jpg"), names="categories"
+        *ONE_PART, files=caltech("256_ObjectCategories", "{label:03d}_{index:04d}.jpg"), names=categories
     ),
     "Country211": Layout(({"split": "train"}, {"split": "valid"}), {"split": "test"}),
     "DTD": Layout(*BY_THREE),
@@ -326,12 +341,14 @@ LAYOUTS: dict[str, Layout] = {
     "Flowers102": Layout(*BY_THREE),
     "Food101": Layout(*BY_SPLIT),
     "GTSRB": Layout(*BY_SPLIT, files=lambda dataset: dataset._samples),
-    "INaturalist": Layout(({"version": "2021_train"},), {"version": "2021_valid"}, names="all_categories"),
+    "INaturalist": Layout(
+        ({"version": "2021_train"},), {"version": "2021_valid"}, names=lambda dataset: dataset.all_categories
+    ),
     "ImageNet": Layout(*TRAIN_VAL),
     "Imagenette": Layout(*TRAIN_VAL),
     "KMNIST": Layout(*BY_TRAIN, targets),
     "MNIST": Layout(*BY_TRAIN, targets),
-    "Omniglot": Layout(({"background": True},), None, names="_characters"),
+    "Omniglot": Layout(({"background": True},), None, files=omniglot, names=characters),
     "OxfordIIITPet": Layout(*TRAINVAL, files=lambda dataset: [*zip(dataset._images, dataset._labels)]),
     "PCAM": Layout(*BY_THREE, pcam_labels),
     "Places365": Layout(({"split": "train-standard"},), {"split": "val"}),
@@ -441,7 +458,8 @@ def as_part(layout: Layout, opened_parts: Sequence[Any]) -> Files | Items:
     """One part of torchvision objects: of files where it is known where they are."""
     if layout.files is not None or "loader" in parameters_of(type(opened_parts[0])):
         listed = layout.files or (lambda dataset: [dataset[i] for i in range(len(dataset))])
-        return Files([(str(path), int(label)) for dataset in opened_parts for path, label in listed(dataset)])
+        # Sorted: torchvision lists some data sets in the order of the file system.
+        return Files(sorted((str(path), int(label)) for dataset in opened_parts for path, label in listed(dataset)))
     dataset = ConcatDataset(opened_parts)
     if layout.labels is not None:
         found = [int(label) for one in opened_parts for label in layout.labels(one)]
@@ -456,8 +474,7 @@ def image_of(dataset: Any, index: int) -> Image.Image:
 
 def class_names(layout: Layout, dataset: Any) -> tuple[str, ...]:
     """The names of the classes; none where the data set has none. Of synonyms, all."""
-    names = getattr(dataset, layout.names, None) or ()
-    return tuple(", ".join(name) if isinstance(name, (tuple, list)) else str(name) for name in names)
+    return tuple(", ".join(name) if isinstance(name, (tuple, list)) else str(name) for name in layout.names(dataset))
 
 
 # ----------------------------------------------------------------------------------------------------- timm
@@ -545,7 +562,8 @@ def timm_reader(name: str, root: str | None, split: str, download: bool, argumen
 
 
 def timm_image(reader: Any, index: int) -> Image.Image:
-    return Image.open(reader[index][0])
+    with reader[index][0] as file:
+        return Image.open(io.BytesIO(file.read()))
 
 
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}

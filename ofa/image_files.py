@@ -69,7 +69,7 @@ def report_left_out(root: Path, left_out: Counter[str]) -> None:
 def find_broken(paths: Sequence[str]) -> dict[str, str]:
     """Which files cannot be read as images, and why. Decodes each file once, on all processors, with a progress bar.
 
-    What was found is remembered in the user's cache folder by the files' names, sizes and times of change, a folder
+    What was found is remembered in `cache_folder()` by the files' names, sizes and times of change, a folder
     at a time, so that the next call decodes only what changed. Broken files are tried again at every call.
     """
     absolute = {folder: os.path.abspath(folder) for folder in {os.path.dirname(path) for path in paths}}
@@ -144,7 +144,7 @@ def remembered(folders: Iterable[str]) -> Iterator[dict[str, Any]]:
 
     Other processes that check the same data set (those of one training, say) wait meanwhile.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "supernet" / "images"
+    home = cache_folder() / "images"
     key = os.path.commonpath(folders).encode(errors="surrogateescape")
     place = home / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
     try:
@@ -163,8 +163,21 @@ def remembered(folders: Iterable[str]) -> Iterator[dict[str, Any]]:
         finally:
             after = json.dumps(known)
             if after != before:
-                content = f'{{"check": {json.dumps(CHECK)}, "folders": {after}}}'
-                write_atomically(place, lambda temporary: temporary.write_text(content))
+                keep(place, f'{{"check": {json.dumps(CHECK)}, "folders": {after}}}')
+
+
+def keep(place: Path, content: str) -> None:
+    try:
+        write_atomically(place, lambda temporary: temporary.write_text(content))
+    except OSError as error:
+        rank_zero_info(f"{place} is not written ({error}): the image files will be checked again next time")
+
+
+def cache_folder() -> Path:
+    """The folder of what can be found out again: $SUPERNET_CACHE, else ~/.cache/supernet."""
+    if chosen := os.environ.get("SUPERNET_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "supernet"
 
 
 def read_json(place: Path) -> dict[str, Any]:
@@ -177,12 +190,13 @@ def read_json(place: Path) -> dict[str, Any]:
 
 
 def wait_for(lock: Any) -> None:
-    """Hold the lock file (not on Windows, where processes may check the same files twice)."""
+    """Hold the lock file, if the system can: without locks, processes may check the same files twice."""
     try:
         import fcntl
-    except ImportError:
-        return
-    fcntl.flock(lock, fcntl.LOCK_EX)
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # Windows; a network file system without locks
+        pass
 
 
 def processors() -> int:

@@ -11,4 +11,4 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path_factory, monkeypatch):
     """What tests find out about image files is not kept in the user's cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("SUPERNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

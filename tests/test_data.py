@@ -1,4 +1,5 @@
 import gzip
+import json
 import struct
 
 import numpy as np
@@ -143,3 +144,109 @@ def test_idx_files_are_read_plain_and_compressed_and_refused_truncated(tmp_path)
     for name in ("c", "d"):
         with pytest.raises(ValueError, match="cannot be read as an idx file"):
             read_idx(tmp_path, name)
+
+
+def test_the_input_spec_says_how_images_are_prepared(tmp_path):
+    write_folder(tmp_path / "pets")
+    options = {"image_size": 16, "scale": (0.5, 1), "background": (1, 2, 3), "license": "CC0-1.0"}
+    spec = ofa.ImageData("folder", str(tmp_path / "pets"), 4, 3, **options).input_spec
+    assert spec == {
+        "shape": [3, 16, 16],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "classes": 2,
+        "class_names": ["cat", "dog"],
+        "image_size": 16,
+        "fit": "crop",
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "background": [1, 2, 3],
+        "dataset": "pets",
+        "license": "CC0-1.0",
+    }
+    assert json.loads(json.dumps(spec)) == spec
+
+
+@pytest.mark.parametrize("fit, crop_pct", [("crop", 0.875), ("squeeze", 1.0), ("pad", 1.0)])
+def test_only_a_crop_cuts_something_off(tmp_path, fit, crop_pct):
+    data = ofa.ImageData("folder", str(write_folder(tmp_path)), 4, 3, image_size=16, scale=(0.5, 1), fit=fit)
+    assert data.input_spec["crop_pct"] == crop_pct and data.train[0][0].shape == (3, 16, 16)
+
+
+def test_known_names_and_licences_are_in_the_input_spec():
+    spec = ofa.ImageData().input_spec
+    assert (spec["class_names"], spec["dataset"], spec["license"]) == (list("0123456789"), "digits", "CC-BY-4.0")
+
+
+@pytest.mark.parametrize(
+    "options", [{"background": (0, 0)}, {"background": (0, 0, 256)}, {"fit": "stretch"}, {"fit": "pad"}]
+)
+def test_a_wrong_background_or_fit_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ofa.ImageData(**options)
+
+
+def test_pillow_and_numpy_give_the_batches_of_evaluation(tmp_path):
+    data = ofa.ImageData("folder", str(write_folder(tmp_path, size=(30, 47))), 4, 3, image_size=20)
+    mean, std = (np.array(data.input_spec[name], np.float32) for name in ("mean", "std"))
+    for i, (path, label) in enumerate(data.test.source.samples):
+        image = Image.open(path)
+        resized = image.resize((int(20 * 47 / 30), 20), Image.BILINEAR)
+        left = round((resized.width - 20) / 2)
+        pixels = np.asarray(resized.crop((left, 0, left + 20, 20)), np.float32) / 255
+        expected = ((pixels - mean) / std).transpose(2, 0, 1)
+        assert np.abs(data.test[i][0].numpy() - expected).max() < 1e-6 and data.test[i][1] == label
+
+
+def test_images_in_memory_pass_the_same_steps_as_files(tmp_path):
+    options = {"image_size": 12, "fit": "pad", "background": (0, 0, 0)}
+    digits = ofa.ImageData(**options)
+    for part in ("train", "val"):
+        for i in range(6):
+            folder = tmp_path / part / ("even", "odd")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            digits.test.source[i][0].save(folder / f"{i}.png")
+    grey = {"channels": 1, "mean": digits.input_spec["mean"], "std": digits.input_spec["std"]}
+    files = ofa.ImageData("folder", str(tmp_path), 2, 2, **options, **grey)
+    for i, number in enumerate((0, 2, 4, 1, 3, 5)):
+        assert torch.equal(files.test[i][0], digits.test[number][0])
+
+
+def test_the_hold_out_is_stratified_and_small_classes_are_reported(tmp_path, caplog):
+    write_folder(tmp_path, images=40)
+    for i in range(30):
+        (tmp_path / "train" / "dog" / f"{i}.png").unlink()
+    for part in ("train", "val"):
+        (tmp_path / part / "owl").mkdir()
+        Image.new("RGB", (24, 20)).save(tmp_path / part / "owl" / "0.png")
+    with caplog.at_level("INFO"):
+        data = ofa.ImageData("folder", str(tmp_path), 4, 10, image_size=16)
+    assert np.bincount(data.held_out.labels, minlength=3).tolist() == [8, 2, 0]
+    assert data.class_counts.tolist() == [32, 8, 1]
+    assert "1 of 3 classes have one training image, and none is held out: owl" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["name", "size", "label"])
+def test_resuming_with_other_images_is_noticed(tmp_path, change):
+    def state():
+        return ofa.ImageData("folder", str(tmp_path), 4, 3, image_size=16).state_dict()
+
+    write_folder(tmp_path)
+    before = state()
+    assert state() == before
+    for path in list((tmp_path / "train" / "cat").iterdir()):  # of some, one may be held out
+        if change == "name":
+            path.rename(path.with_name(f"new{path.name}"))
+        elif change == "size":
+            Image.new("RGB", (99, 99)).save(path)
+        else:
+            path.rename(tmp_path / "train" / "dog" / f"cat{path.name}")
+            break
+    assert state() != before
+
+
+def test_a_moved_folder_is_the_same_data(tmp_path):
+    states = []
+    for name in ("a", "b"):
+        states.append(ofa.ImageData("folder", str(write_folder(tmp_path / name)), 4, 3, image_size=16).state_dict())
+    assert states[0] == states[1]

@@ -131,3 +131,21 @@ def test_arguments_of_every_kind_build_and_run():
         stem_stride=1,
     )
     assert supernet(torch.randn(2, 1, 20, 20)).shape == (2, 4)
+
+
+def test_a_resolution_above_the_image_size_is_refused():
+    supernet = ofa.MobileNetV3(ofa.mobilenet_v3_space(resolution=[24, 32]), num_classes=10, in_channels=1)
+    with pytest.raises(ValueError, match="resolution is 32, the data's image_size is 28"):
+        supernet.check_data(ofa.ImageData(image_size=28).input_spec)
+    supernet.check_data(ofa.ImageData().input_spec)  # images of 8 pixels, which have their own size, may be enlarged
+    supernet.check_data(ofa.ImageData(image_size=32).input_spec)
+    supernet.extract(supernet.space.smallest()).check_data(ofa.ImageData(image_size=28).input_spec)
+
+
+def test_an_image_size_above_every_resolution_is_reported_once(caplog):
+    supernet = ofa.MobileNetV3(ofa.mobilenet_v3_space(resolution=[24, 32]), num_classes=10, in_channels=1)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            supernet.check_data(ofa.ImageData(image_size=48).input_spec)
+    lines = [message for message in caplog.messages if "image_size is 48, the largest resolution is 32" in message]
+    assert len(lines) == 1 and "resized twice" in lines[0]
