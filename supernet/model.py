@@ -125,6 +125,14 @@ class Supernet(nn.Module, ABC):
         """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""
         return inputs
 
+    @classmethod
+    def arguments_from(cls, input_spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the constructor that follow from data of this spec, such as the number of classes.
+
+        ValueError where the data are not of the family's kind.
+        """
+        return {}
+
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
         """Raise ValueError where data of this spec are not what the supernet was made, or trained, for."""
 
@@ -171,6 +179,17 @@ class Supernet(nn.Module, ABC):
         """{"macs": (n,), "params": (n,)} of the n rows of X: multiply-accumulates at the row's input, parameters."""
         terms = self.cost_terms(self.space.check(X))
         return {unit: total(terms, unit) for unit in ("macs", "params")}
+
+
+def check_arguments(made: Mapping[str, Any], wanted: Mapping[str, Any], input_spec: Mapping[str, Any]) -> None:
+    """Raise ValueError where an argument a supernet was made with is not what its data want; it names both values."""
+    data = f"the data ({input_spec['dataset']})" if input_spec.get("dataset") else "the data"
+    for name, value in wanted.items():
+        if made[name] != value:
+            raise ValueError(
+                f"the supernet was made with {name} = {made[name]}, {data} have {value} in their input_spec: leave"
+                f" {name} out of the recipe's model.supernet, so that it follows the data; or give other data"
+            )
 
 
 def total(terms: Mapping[str, np.ndarray], unit: str) -> np.ndarray:
