@@ -21,8 +21,9 @@ from supernet.elastic import (
     ElasticLinear,
     ElasticModuleList,
 )
-from supernet.model import Part, RunPart, Supernet, WidthGroup, total
+from supernet.model import Part, RunPart, Supernet, WidthGroup, check_arguments, total
 from supernet.space import Choice, SearchSpace, as_tuples, truncate
+from supernet.values import integer, numbers, real
 
 LAYERS = SimpleNamespace(
     Linear=ElasticLinear, LayerNorm=ElasticLayerNorm, Dropout=ElasticDropout, Conv1d=ElasticDepthwiseConv1d
@@ -55,26 +56,29 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, as_tuples(getattr(self, field.name)))
+        for field in dataclasses.fields(self):
             if not field.name.endswith(("embed_dim", "layer_num")) or "ffn" in field.name:
                 depth = getattr(self, f"{field.name.partition('_')[0]}_layer_num")
-                object.__setattr__(self, field.name, truncate(as_tuples(getattr(self, field.name)), depth))
+                object.__setattr__(self, field.name, truncate(getattr(self, field.name), depth))
 
 
 def transformer_space(
-    embed_dim: Sequence[int] = (512, 640),
-    ffn_embed_dim: Sequence[int] = (1024, 2048, 3072),
-    heads: Sequence[int] = (4, 8),
-    encoder_layer_num: Sequence[int] = (6,),
-    decoder_layer_num: Sequence[int] = (1, 2, 3, 4, 5, 6),
-    arbitrary_ende_attn: Sequence[int] = (-1, 1, 2),
-    relu_power: Sequence[int] = (1,),
-    conv_kernel_size: Sequence[int] = (1,),
-    **others: Sequence[int],
+    embed_dim: int | Sequence[int] = (512, 640),
+    ffn_embed_dim: int | Sequence[int] = (1024, 2048, 3072),
+    heads: int | Sequence[int] = (4, 8),
+    encoder_layer_num: int | Sequence[int] = (6,),
+    decoder_layer_num: int | Sequence[int] = (1, 2, 3, 4, 5, 6),
+    arbitrary_ende_attn: int | Sequence[int] = (-1, 1, 2),
+    relu_power: int | Sequence[int] = (1,),
+    conv_kernel_size: int | Sequence[int] = (1,),
+    **others: int | Sequence[int],
 ) -> SearchSpace:
     """A space of Transformers; HAT's for WMT unless given otherwise.
 
     `embed_dim`, `ffn_embed_dim`, `heads`, `relu_power` and `conv_kernel_size` are those of both sides and of all their
-    attentions; a field of TransformerConfig, such as `decoder_embed_dim`, given as well, stands for its own.
+    attentions; a field of TransformerConfig, such as `decoder_embed_dim`, given as well, stands for its own. One number
+    stands for a choice that has one value.
     """
     both = {"embed_dim": embed_dim, "ffn_embed_dim": ffn_embed_dim}
     both |= {"relu_power": relu_power, "conv_kernel_size": conv_kernel_size}
@@ -85,14 +89,14 @@ def transformer_space(
     values |= {"decoder_arbitrary_ende_attn": arbitrary_ende_attn}
     if unknown := others.keys() - values.keys():
         raise ValueError(f"{', '.join(sorted(unknown))}: not a choice; there are {', '.join(sorted(values))}")
-    values |= others
+    values = {name: numbers(name, given) for name, given in (values | others).items()}
     choices = []
     for field in dataclasses.fields(TransformerConfig):
         gate = f"{field.name.partition('_')[0]}_layer_num"
         if field.name.endswith(("_layer_num", "coder_embed_dim")):
-            choices.append(Choice(field.name, tuple(values[field.name])))
+            choices.append(Choice(field.name, values[field.name]))
         else:
-            choices.append(Choice(field.name, tuple(values[field.name]), (max(values[gate]),), gate=gate))
+            choices.append(Choice(field.name, values[field.name], (max(values[gate], default=1),), gate=gate))
     space = SearchSpace(TransformerConfig, tuple(choices))
     check_space(space)
     return space
@@ -137,7 +141,7 @@ class Transformer(Supernet):
 
     Args:
         space: its networks; HAT's for WMT if None.
-        vocab_size: ids of the source vocabulary.
+        vocab_size: ids of the source vocabulary; 32000 if None, or in a recipe what the data have.
         target_vocab_size: ids of the target vocabulary, where it is another one.
         share_embeddings: one matrix for source, target and output, as for HAT's WMT models; else three, as for IWSLT.
         qkv_dim: what attention is wide inside, whatever its heads: they reshape it, as in HAT. Heads cost nothing then.
@@ -156,7 +160,7 @@ class Transformer(Supernet):
     def __init__(
         self,
         space: SearchSpace | None = None,
-        vocab_size: int = 32000,
+        vocab_size: int | None = None,
         target_vocab_size: int | None = None,
         share_embeddings: bool = True,
         qkv_dim: int = 512,
@@ -166,13 +170,20 @@ class Transformer(Supernet):
         attention_dropout: float = 0.1,
         max_positions: int = 1024,
     ) -> None:
+        vocab_size = integer("vocab_size", 32000 if vocab_size is None else vocab_size, 4)
+        if target_vocab_size is not None:
+            target_vocab_size = integer("target_vocab_size", target_vocab_size, 4)
+        if head_dim is not None:
+            head_dim = integer("head_dim", head_dim, 1)
+        qkv_dim, max_positions = integer("qkv_dim", qkv_dim, 1), integer("max_positions", max_positions, 1)
+        dropout, attention_dropout = real("dropout", dropout), real("attention_dropout", attention_dropout)
         arguments = dict(
             vocab_size=vocab_size,
             target_vocab_size=target_vocab_size,
-            share_embeddings=share_embeddings,
+            share_embeddings=bool(share_embeddings),
             qkv_dim=qkv_dim,
             head_dim=head_dim,
-            normalize_before=normalize_before,
+            normalize_before=bool(normalize_before),
             dropout=dropout,
             attention_dropout=attention_dropout,
             max_positions=max_positions,
@@ -180,15 +191,6 @@ class Transformer(Supernet):
         super().__init__(space0() if space is None else space, arguments)
         space = self.space
         check_space(space)
-        for name, value, least in (
-            ("vocab_size", vocab_size, 4),
-            ("target_vocab_size", 4 if target_vocab_size is None else target_vocab_size, 4),
-            ("qkv_dim", qkv_dim, 1),
-            ("head_dim", 1 if head_dim is None else head_dim, 1),
-            ("max_positions", max_positions, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} = {value}: at least {least}")
         for name, value in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} = {value} is not in 0..1")
@@ -358,14 +360,17 @@ class Transformer(Supernet):
     def files_form(self) -> tuple[str, ...]:
         return "attention as products", f"{self.arguments['max_positions']} positions"  # their table is in the files
 
-    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+    @classmethod
+    def arguments_from(cls, input_spec: Mapping[str, Any]) -> dict[str, Any]:
         if lacks := sorted({"vocab_size", "max_length", "tokenizer"} - input_spec.keys()):
-            raise ValueError(f"the supernet translates text, and the data are none: they tell no {', '.join(lacks)}")
-        for name in ("vocab_size", "target_vocab_size"):
-            if (size := self.arguments[name]) not in (None, input_spec["vocab_size"]):
-                raise ValueError(
-                    f"the supernet was made with {name} = {size}, the tokenizer has {input_spec['vocab_size']}"
-                )
+            raise ValueError(f"Transformer needs text data: this data module's input_spec has no {', '.join(lacks)}")
+        return {"vocab_size": input_spec["vocab_size"]}
+
+    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        wanted = self.arguments_from(input_spec)
+        if self.arguments["target_vocab_size"] is not None:
+            wanted["target_vocab_size"] = wanted["vocab_size"]
+        check_arguments(self.arguments, wanted, input_spec)
         if self.arguments["max_positions"] < input_spec["max_length"]:
             raise ValueError(
                 f"the supernet has {self.arguments['max_positions']} positions, the data have sentences of up to"

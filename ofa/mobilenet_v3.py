@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from ofa.blocks import InvertedResidual, activation, make_divisible, middle_width, reduced_width
 from supernet.elastic import ElasticSequential
-from supernet.model import Supernet, WidthGroup
+from supernet.model import Supernet, WidthGroup, check_arguments
 from supernet.space import Choice, SearchSpace, as_tuples, truncate
+from supernet.values import integer, numbers, real
 
 # The five elastic stages: width, stride of the first block, activation, squeeze-excite.
 STAGES = (
@@ -40,34 +42,40 @@ class MobileNetV3Config:
     resolution: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", as_tuples(self.depth))
+        for name in ("depth", "resolution"):
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         for name in ("kernel_size", "expand_ratio"):
             object.__setattr__(self, name, truncate(getattr(self, name), self.depth))
 
 
 def mobilenet_v3_space(
-    depth: Sequence[int] = (2, 3, 4),
-    kernel_size: Sequence[int] = (3, 5, 7),
-    expand_ratio: Sequence[int] = (3, 4, 6),
-    resolution: Sequence[int] = (224,),
+    depth: int | Sequence[int] = (2, 3, 4),
+    kernel_size: int | Sequence[int] = (3, 5, 7),
+    expand_ratio: float | Sequence[float] = (3, 4, 6),
+    resolution: int | Sequence[int] = (224,),
 ) -> SearchSpace:
-    """The space of MobileNetV3: OFA's choices unless given otherwise. OFA trains 25 resolutions, 128 to 224 by 4."""
+    """The space of MobileNetV3: OFA's choices unless given otherwise. OFA trains 25 resolutions, 128 to 224 by 4.
+
+    One number stands for a choice that has one value.
+    """
     named = {"depth": depth, "kernel_size": kernel_size, "expand_ratio": expand_ratio, "resolution": resolution}
-    for name, values in named.items():
-        for value in values:
-            if value <= 0 or (value != int(value) and name != "expand_ratio"):
+    values: dict[str, tuple] = {}
+    for name, given in named.items():
+        values[name] = tuple(int(v) if v == v // 1 else v for v in numbers(name, given))
+        for value in values[name]:
+            if value <= 0 or (isinstance(value, float) and name != "expand_ratio"):
                 raise ValueError(f"{name}: {value} is not a positive integer")
-    for size in kernel_size:
+    for size in values["kernel_size"]:
         if size % 2 == 0:
             raise ValueError(f"kernel_size: {size} is even, so it has no centre")
-    stages, blocks = len(STAGES), max(depth)
+    stages, blocks = len(STAGES), max(values["depth"], default=1)
     return SearchSpace(
         MobileNetV3Config,
         (
-            Choice("depth", tuple(depth), (stages,)),
-            Choice("kernel_size", tuple(kernel_size), (stages, blocks), gate="depth"),
-            Choice("expand_ratio", tuple(expand_ratio), (stages, blocks), gate="depth"),
-            Choice("resolution", tuple(resolution)),
+            Choice("depth", values["depth"], (stages,)),
+            Choice("kernel_size", values["kernel_size"], (stages, blocks), gate="depth"),
+            Choice("expand_ratio", values["expand_ratio"], (stages, blocks), gate="depth"),
+            Choice("resolution", values["resolution"]),
         ),
     )
 
@@ -108,6 +116,8 @@ class MobileNetV3(Supernet):
     `width_mult` scales every width but the fully connected ones, through `make_divisible`. `stem_stride` 1 suits
     small images. BatchNorm has torch's momentum and eps, as OFA's has. `zero_init_residual` starts every block that has
     a skip as the identity (Goyal et al., arXiv 1706.02677), which OFA does not: it trains far faster at first.
+
+    `num_classes` and `in_channels` are 1000 and 3 if None; in a recipe, None means those of the data.
     """
 
     config_class = MobileNetV3Config
@@ -116,30 +126,30 @@ class MobileNetV3(Supernet):
     def __init__(
         self,
         space: SearchSpace | None = None,
-        num_classes: int = 1000,
+        num_classes: int | None = None,
         width_mult: float = 1.0,
-        in_channels: int = 3,
+        in_channels: int | None = None,
         dropout: float = 0.1,
         stem_stride: int = 2,
         zero_init_residual: bool = True,
     ) -> None:
+        num_classes = integer("num_classes", 1000 if num_classes is None else num_classes, 1)
+        in_channels = integer("in_channels", 3 if in_channels is None else in_channels, 1)
+        stem_stride = integer("stem_stride", stem_stride, 1)
+        width_mult, dropout = real("width_mult", width_mult), real("dropout", dropout)
+        if not 0 < width_mult < math.inf:
+            raise ValueError(f"width_mult = {width_mult} is not positive")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout = {dropout} is not in 0..1")
         arguments = dict(
             num_classes=num_classes,
             width_mult=width_mult,
             in_channels=in_channels,
             dropout=dropout,
             stem_stride=stem_stride,
-            zero_init_residual=zero_init_residual,
+            zero_init_residual=bool(zero_init_residual),
         )
         super().__init__(mobilenet_v3_space() if space is None else space, arguments)
-        for name, value in (
-            ("num_classes", num_classes),
-            ("width_mult", width_mult),
-            ("in_channels", in_channels),
-            ("stem_stride", stem_stride),
-        ):
-            if not value > 0:
-                raise ValueError(f"{name} = {value} is not positive")
         kernel_sizes, expand_ratios = self.space["kernel_size"].values, self.space["expand_ratio"].values
         stem, first, final, last = scaled(width_mult, STEM, FIRST, FINAL, LAST)
 
@@ -208,12 +218,14 @@ class MobileNetV3(Supernet):
         shrinks = size < max(images.shape[-2:])
         return (F.interpolate(images, (size, size), mode="bilinear", antialias=shrinks),)
 
-    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+    @classmethod
+    def arguments_from(cls, input_spec: Mapping[str, Any]) -> dict[str, Any]:
         if lacks := sorted({"classes", "shape"} - input_spec.keys()):
-            raise ValueError(f"the supernet classifies images, and the data are none: they tell no {', '.join(lacks)}")
-        for name, has in (("num_classes", input_spec["classes"]), ("in_channels", input_spec["shape"][0])):
-            if self.arguments[name] != has:
-                raise ValueError(f"the supernet was made with {name} = {self.arguments[name]}, the data have {has}")
+            raise ValueError(f"MobileNetV3 needs image data: this data module's input_spec has no {', '.join(lacks)}")
+        return {"num_classes": input_spec["classes"], "in_channels": input_spec["shape"][0]}
+
+    def check_data(self, input_spec: Mapping[str, Any]) -> None:
+        check_arguments(self.arguments, self.arguments_from(input_spec), input_spec)
         sizes = [self.config.resolution] if self.extracted else self.space["resolution"].values
         check_resolution(max(sizes), input_spec.get("image_size"), self.extracted)
 

@@ -365,7 +365,9 @@ def evaluate(
         against: folder of another saved translation network, whose BLEU is compared.
 
     Returns:
-        {"loss": mean cross entropy, "accuracy": fraction of right labels or tokens}; of a translation network also its
+        {"loss": mean cross entropy, "accuracy": fraction of right labels or tokens}; of an image network also
+        "balanced_accuracy", the mean over the classes, and "per_class": {class: its accuracy}; of a translation network
+        also its
         "perplexity" and sacreBLEU: "bleu", the bootstrap interval from "low" to "high", "signature", "beam" and
         "length_penalty"; and the "difference" to the BLEU of another one, with the interval of a paired bootstrap
     """
@@ -393,7 +395,8 @@ def evaluate(
             other.check_data(module.input_spec)
     elif {beam, length_penalty, against} != {None}:
         raise ValueError(f"beam, length_penalty and against are for translation networks, not {type(network).__name__}")
-    figures = evaluate_network(network, getattr(module, LOADERS[split])())
+    loader = getattr(module, LOADERS[split])()
+    figures = evaluate_classes(network, loader) if "classes" in module.input_spec else evaluate_network(network, loader)
     if isinstance(network, hat.Transformer):
         sources, references = module.texts(split)
         search = {
@@ -406,8 +409,35 @@ def evaluate(
         figures |= {"perplexity": math.exp(figures["loss"])} | bleu(hypotheses, references) | search
         for theirs in rest:
             figures |= compare_bleu(hypotheses, theirs, references)
-    print(", ".join(f"{name} {f'{x:.4f}' if isinstance(x, float) else x}" for name, x in figures.items()))
+    told = {name: x for name, x in figures.items() if name != "per_class"}
+    print(", ".join(f"{name} {f'{x:.4f}' if isinstance(x, float) else x}" for name, x in told.items()))
     return figures
+
+
+def evaluate_classes(network: Any, batches: Any) -> dict[str, Any]:
+    """{"accuracy", "loss", "balanced_accuracy", "per_class"} of an image network over batches; prints a table."""
+    import numpy as np
+    import torch
+
+    from supernet.evaluation import class_table, per_class
+    from supernet.training import evaluate_items, means
+
+    targets: list[Any] = []
+
+    def seen() -> Iterator[Any]:
+        for batch in batches:
+            targets.append(batch[-1].numpy())
+            yield batch
+
+    network.eval().to(memory_format=torch.channels_last)
+    items = evaluate_items(lambda inputs: network(*network.prepare(inputs)), seen())
+    labels, counts = np.concatenate(targets), items["counted"] > 0
+    names = network.input_spec.get("class_names")
+    accuracies = per_class(items["accuracy"][counts], labels[counts], names)
+    sizes = np.unique(labels[counts], return_counts=True)[1].tolist()
+    print(class_table(accuracies, dict(zip(accuracies, sizes))))
+    mean = float(np.mean(list(accuracies.values())))
+    return means(items) | {"balanced_accuracy": mean, "per_class": accuracies}
 
 
 def devices() -> dict[str, str]:
@@ -569,19 +599,57 @@ def make_data(section: dict[str, Any], splits: Sequence[str] = tuple(LOADERS)) -
     import pytorch_lightning as pl
     from jsonargparse import ArgumentError, ArgumentParser
 
+    from supernet.data import check_calibration, check_loader, check_module, seeded
+
+    import_from_here()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
-    try:
-        data = parser.instantiate(parser.parse_object({"data": section})).data
-    except ArgumentError as error:
-        raise ValueError(f"the data {section}: {error}\n--data gives other data, or another root") from error
+    with seeded():  # as in a training: a split at random is the same one
+        try:
+            data = parser.instantiate(parser.parse_object({"data": section})).data
+        except ArgumentError as error:
+            looked = looked_in(str(section["class_path"]))
+            raise ValueError(
+                f"the data {section}: {error}{looked}\n--data gives other data, or another root"
+            ) from error
     data.prepare_data()
     for stage in ("fit", "test") if "test" in splits else ("fit",):
         data.setup(stage)
-    lacks = [name for name in ("input_spec", "calibration_batches") if not hasattr(data, name)]
+    check_module(data, ["input_spec", "calibration_batches", *(LOADERS[split] for split in splits)])
+    check_calibration(data, None)
     for name in (LOADERS[split] for split in splits):
-        theirs = name in vars(data) or getattr(type(data), name) is not getattr(pl.LightningDataModule, name)
-        lacks += [] if theirs else [name]
-    if lacks:
-        raise ValueError(f"{type(data).__name__} has no {', '.join(lacks)}, which is needed")
+        check_loader(getattr(data, name)(), f"{type(data).__name__}.{name}()", data.input_spec, None)
     return data
+
+
+def import_from_here() -> None:
+    """Let modules of the current folder be imported, after all others: a file there hides no installed package."""
+    import os
+    import sys
+
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # the folder was removed
+        return
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)
+
+
+def looked_in(class_path: str) -> str:
+    """Where a class was looked for, as the end of an error message; nothing where its module was found and has it."""
+    import os
+    from importlib import import_module
+
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = import_module(module or name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module or name}.".startswith(f"{error.name}."):
+            return ""  # it was found, and imports what is not there
+        return f"\nlooked for {error.name} among the installed packages and in the current folder, {os.getcwd()}"
+    except Exception:  # whatever the module does; the parser's message has it
+        return ""
+    if module and not hasattr(found, name):
+        place = getattr(found, "__file__", None) or "no file"
+        return f"\n{module} is {place}, which has no {name}: rename your file where it has the name of a package"
+    return ""

@@ -539,8 +539,15 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        state.update(tensor_bytes(tensor))
     return state.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's items in C order, whatever its strides, dtype (also bfloat16) and number of items."""
+    # `contiguous` keeps the stride of a single item, which `view` refuses; a contiguous clone has strides of its own.
+    items = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return items.flatten().view(torch.uint8).numpy().tobytes()
 
 
 PARTS = ("select", "report", "test")

@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+from recipes import import_from_here, looked_in
+
 LIGHTNING = ("fit", "validate", "test")
 VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate", "records")
 RECIPES = Path(__file__).parent
@@ -24,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     That of options that cannot be parsed is 2.
     """
     argv = sys.argv[1:] if argv is None else argv
+    import_from_here()
     try:
         run(argv)
     except KeyboardInterrupt:
@@ -37,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         users = isinstance(error, USERS_ERRORS) or name in ("ArgumentError", "MisconfigurationException")
         if os.environ.get("SUPERNET_TRACEBACK") or not users:
             raise
-        print(f"supernet: error: {plain(str(error))}", file=sys.stderr)
+        where = "".join(dict.fromkeys(map(looked_in, re.findall(r"class_path '([\w.]+)'", str(error)))))
+        print(f"supernet: error: {plain(str(error))}{where}", file=sys.stderr)
         if name == "ArgumentError":
             print(f"supernet {argv[0]} --help tells its options", file=sys.stderr)
         raise SystemExit(2 if name == "ArgumentError" else 1) from error

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from recipes import import_families
+from recipes import import_families, import_from_here
+from supernet.data import check_module, gives, seeded
 from supernet.export import NETWORK_FILES, check_free, save
 from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
+from supernet.values import json_value
 
 
 class EpochLines(ProgressBar):
@@ -43,9 +48,38 @@ class Begin(pl.Callback):
             self.begin = None
 
 
+def ready(data: pl.LightningDataModule, subcommand: str) -> pl.LightningDataModule:
+    """The data module, set up where it has no input_spec before; ValueError names what it lacks for a subcommand."""
+    if not gives(data, "input_spec"):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            data.prepare_data()
+        data.setup("fit")
+    loaders = {"fit": ("train_dataloader", "val_dataloader"), "validate": ("val_dataloader",)}
+    check_module(data, ["input_spec", "calibration_batches", *loaders.get(subcommand, ("test_dataloader",))])
+    return data
+
+
+def follow_data(model: Namespace, data: Any) -> None:
+    """Give the supernet of a recipe, in place, the arguments that follow from the data and are left out (None)."""
+    supernet = model.get("supernet")
+    if not isinstance(supernet, Namespace) or "class_path" not in supernet:
+        return
+    module, _, name = supernet.class_path.rpartition(".")
+    made = getattr(import_module(module), name)
+    family = made if isinstance(made, type) else get_type_hints(made).get("return")
+    arguments = supernet.get("init_args") or Namespace()
+    left_out = [name for name, value in arguments.items() if value is None]
+    if left_out and hasattr(family, "arguments_from"):
+        following = family.arguments_from(data.input_spec)
+        for name in left_out:
+            if name in following:
+                arguments[name] = json_value(name, following[name])
+
+
 class SupernetCLI(LightningCLI):
     def __init__(self) -> None:
         import_families()
+        import_from_here()
         super().__init__(
             model_class=SupernetTask,
             datamodule_class=pl.LightningDataModule,
@@ -64,6 +98,22 @@ class SupernetCLI(LightningCLI):
             "--checkpoint_every", type=int, default=0, help="optimizer steps between checkpoints; 0: only after epochs"
         )
         parser.add_lightning_class_args(SubnetValidation, "validation")
+
+    def instantiate_classes(self) -> None:
+        """Make the data first, so that arguments of the supernet which the recipe leaves out follow them."""
+        config = self.config
+        with seeded():  # as in `recipes.make_data`: a split at random is the same one
+            section = Namespace(
+                {"subcommand": self.subcommand, self.subcommand: Namespace(data=self._get(config, "data"))}
+            )
+            data = self.parser.instantiate(section, instantiate_groups=False)[self.subcommand].data
+        follow_data(self._get(config, "model"), ready(data, self.subcommand))
+        self.config = config.clone()
+        self.config[self.subcommand].data = data
+        try:
+            super().instantiate_classes()
+        finally:
+            self.config = config
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         run = Path(self._get(self.config, "run"))

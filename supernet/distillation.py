@@ -9,10 +9,16 @@ from torch import Tensor
 IGNORE = -100  # a target that is no target, as in torch
 
 
-def label_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, ignore_index: int = IGNORE) -> Tensor:
-    """Cross entropy with labels (...)."""
+def label_loss(
+    logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    ignore_index: int = IGNORE,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy with labels (...); with a `weight` (classes,), the weighted mean."""
     return F.cross_entropy(
-        logits.flatten(0, -2), target.flatten(), label_smoothing=label_smoothing, ignore_index=ignore_index
+        logits.flatten(0, -2), target.flatten(), weight, label_smoothing=label_smoothing, ignore_index=ignore_index
     )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from supernet.model import Part, Supernet
 from supernet.space import SearchSpace
+from supernet.values import json_value
 
 FORMAT = 1
 PLAN = "run.json"  # how the files of a network in several parts run
@@ -38,10 +39,10 @@ def describe(network: Supernet) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "family": type(network).__name__,
-        "arguments": network.arguments,
+        "arguments": json_value("arguments", network.arguments),
         "space": network.space.to_dict(),
         "config": dataclasses.asdict(network.config) if network.extracted else None,
-        "input_spec": network.input_spec,
+        "input_spec": json_value("input_spec", network.input_spec),
     }  # the dtype is that of the weights
 
 
@@ -75,6 +76,8 @@ def save(network: Supernet, folder: str | Path, data: dict[str, Any] | None = No
 
     `data` is kept beside it: how the data it was trained on are made again.
     """
+    if not isinstance(network, Supernet):
+        raise TypeError(f"save writes a supernet or a subnet that extract() returned, not a {type(network).__name__}")
     folder = Path(folder)
     write_folder(folder, lambda temporary: write_network(network, temporary, data), NETWORK_FILES, overwrite)
     return folder
@@ -146,9 +149,17 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
     The file appears whole and checked, or not at all: onnxruntime's output may differ from the model's by at most
     1e-4 of the largest, else RuntimeError. An existing file is replaced. Returns `path`.
     """
-    inputs = tuple(inputs)
+    inputs = as_inputs(inputs)
     names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
     return part_to_onnx(Part(model, inputs, names), path, fast)
+
+
+def as_inputs(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Example inputs of an export as a tuple of tensors: of a sequence of tensors or arrays, or of one alone."""
+    given = (inputs,) if isinstance(inputs, (Tensor, np.ndarray)) else inputs
+    if not isinstance(given, (tuple, list)) or not all(isinstance(x, (Tensor, np.ndarray)) for x in given):
+        raise TypeError(f"inputs: the arguments of forward, as tensors, are expected, not a {type(inputs).__name__}")
+    return tuple(torch.as_tensor(x) for x in given)
 
 
 def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
@@ -330,7 +341,7 @@ def to_executorch(
     each channel of the weights. The rest is as in `to_onnx`, ExecuTorch's output in the place of onnxruntime's; of int8
     it must be finite.
     """
-    inputs = tuple(inputs)
+    inputs = as_inputs(inputs)
     names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
     return part_to_executorch(Part(model, inputs, names), path, batches)
 

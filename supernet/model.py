@@ -125,13 +125,25 @@ class Supernet(nn.Module, ABC):
         """The inputs as `config` (the active one if None) wants them; a family with elastic resolution resizes."""
         return inputs
 
+    @classmethod
+    def arguments_from(cls, input_spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the constructor that follow from data of this spec, such as the number of classes.
+
+        ValueError where the data are not of the family's kind.
+        """
+        return {}
+
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
         """Raise ValueError where data of this spec are not what the supernet was made, or trained, for."""
 
     def set_active(self, config: Any) -> Supernet:
-        """Compute as `config` from now on; returns self. A config outside the space raises ValueError."""
+        """Compute as `config` from now on; returns self. A config outside the space raises ValueError.
+
+        A dict of all its choices, or its row of X, stands for a config.
+        """
         if self.extracted:
             raise RuntimeError("this is an extracted subnet: only its supernet can be set to another config")
+        config = self.space.as_config(config)
         if config != self.config:
             self.space.encode([config])
             self._activate(config)
@@ -168,9 +180,23 @@ class Supernet(nn.Module, ABC):
                 layer.permute_inputs(order)
 
     def costs(self, X: np.ndarray) -> dict[str, np.ndarray]:
-        """{"macs": (n,), "params": (n,)} of the n rows of X: multiply-accumulates at the row's input, parameters."""
+        """{"macs": (n,), "params": (n,)} of the n rows of X: multiply-accumulates at the row's input, parameters.
+
+        A config, or several, stands for its rows.
+        """
         terms = self.cost_terms(self.space.check(X))
         return {unit: total(terms, unit) for unit in ("macs", "params")}
+
+
+def check_arguments(made: Mapping[str, Any], wanted: Mapping[str, Any], input_spec: Mapping[str, Any]) -> None:
+    """Raise ValueError where an argument a supernet was made with is not what its data want; it names both values."""
+    data = f"the data ({input_spec['dataset']})" if input_spec.get("dataset") else "the data"
+    for name, value in wanted.items():
+        if made[name] != value:
+            raise ValueError(
+                f"the supernet was made with {name} = {made[name]}, {data} have {value} in their input_spec: leave"
+                f" {name} out of the recipe's model.supernet, so that it follows the data; or give other data"
+            )
 
 
 def total(terms: Mapping[str, np.ndarray], unit: str) -> np.ndarray:
@@ -178,9 +204,39 @@ def total(terms: Mapping[str, np.ndarray], unit: str) -> np.ndarray:
     return sum(values for name, values in terms.items() if name.startswith(f"{unit}."))
 
 
+def positional_inputs(model: nn.Module) -> int | None:
+    """How many arguments `forward` needs; None where it takes any number."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether a model has statistics that `calibrate` sets."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def model_inputs(model: nn.Module, batch: Any, device: torch.device) -> list[Tensor]:
+    """The inputs in a batch, on a device: tensors or arrays, without what follows them, such as labels."""
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    wanted = positional_inputs(model)
+    if isinstance(batch, Mapping) or not all(isinstance(part, (Tensor, np.ndarray)) for part in parts):
+        found = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else ", ".join(type(p).__name__ for p in parts)
+        raise ValueError(
+            f"a batch is a {type(batch).__name__} ({found}): a tensor, or (*inputs,) of tensors, is expected"
+        )
+    if wanted is not None and len(parts) < wanted:
+        raise ValueError(f"a batch has {len(parts)} tensors, {type(model).__name__} takes {wanted}")
+    return [torch.as_tensor(part).to(device) for part in parts[:wanted]]
+
+
 @torch.no_grad()
-def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> nn.Module:
+def calibrate(subnet: nn.Module, batches: Tensor | Iterable[Tensor | Sequence[Tensor]]) -> nn.Module:
     """Set the BatchNorm statistics of an extracted subnet to the averages over `batches`; returns it.
+
+    A batch is a tensor or `(*inputs,)`; what it holds beyond the inputs of `forward`, such as labels, is left out. One
+    tensor stands for one batch.
 
     A supernet's statistics are those of the mixture it was trained as, and wrong for every subnet. Averages weigh
     batches by size; only BatchNorm layers run in train mode. Without BatchNorm no batch is read. Convolutions run in
@@ -188,6 +244,12 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
     """
     if isinstance(subnet, Supernet) and not subnet.extracted:
         raise ValueError("calibrate an extracted subnet: a supernet's statistics are shared by all its subnets")
+    if isinstance(batches, (Tensor, np.ndarray)):
+        batches = [batches]
+    elif isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(f"calibrate needs batches, such as a loader, not a {type(batches).__name__}")
+    elif isinstance(batches, (tuple, list)) and _is_one_batch(batches):
+        batches = [batches]
     norms = [module for module in subnet.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return subnet
@@ -200,7 +262,7 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
         for norm in norms:
             norm.train()
         for batch in batches:
-            inputs = [x.to(device) for x in ((batch,) if isinstance(batch, Tensor) else batch)]
+            inputs = model_inputs(subnet, batch, device)
             if seen and len(inputs[0]) == 1:
                 continue  # a last batch of one item, of which torch takes no statistics where a map is 1 x 1
             if isinstance(subnet, Supernet):
@@ -218,3 +280,11 @@ def calibrate(subnet: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
     if seen == 0:
         raise ValueError("calibrate needs at least one batch")
     return subnet
+
+
+def _is_one_batch(parts: Sequence[Any]) -> bool:
+    """Whether it is `(images, labels)` rather than batches: the last is labels, whole numbers along one axis."""
+    if len(parts) < 2 or not all(isinstance(part, (Tensor, np.ndarray)) for part in parts):
+        return False
+    first, last = (torch.as_tensor(part) for part in (parts[0], parts[-1]))
+    return first.is_floating_point() and not last.is_floating_point() and last.dim() == 1 and len(first) == len(last)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from supernet.space import SearchSpace
+from supernet.values import generator, integer, real, unwrapped
 
 Function = Callable[[np.ndarray], np.ndarray]  # X (n, genes) -> (n,), finite
 Constraint = tuple[Function, float]  # a cost and its bound: cost(X) <= bound
@@ -85,6 +86,8 @@ def evolutionary_search(
 ) -> SearchResult:
     """The rows of the space with the highest score among those that keep every cost within its bound.
 
+    `constraints` are pairs (cost, bound), or one pair.
+
     OFA's evolution (arXiv 1908.09791): the best `parent_ratio` of the population survive and have `population`
     children, `mutation_share` of them by mutation, which redraws every gene with `mutation_probability`, the others
     by crossover. Three things differ. No row is scored twice: known children are replaced by new ones. When
@@ -97,9 +100,10 @@ def evolutionary_search(
     InfeasibleError if no row is found feasible, with each bound and the cheapest cost seen; ValueError if a function
     returns anything but (n,) finite numbers; if an argument makes no sense.
     """
+    population, generations = _check_sizes(population, generations)
     _check_share("parent_ratio", parent_ratio)
-    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed)
-    archive = _Archive(space, score, constraints)
+    propose = _Proposals(space, population, mutation_share, mutation_probability, seed)
+    archive = _Archive(space, score, read_constraints(constraints))
     parents = max(1, round(population * parent_ratio))
 
     rows = _first(archive, propose)
@@ -144,8 +148,9 @@ def pareto_search(
     fronts survive, on one front those in less crowded places. No row is scored twice, and the front is that of all
     rows scored. `progress(generation, rows scored)` is called after each; the rest is as in `evolutionary_search`.
     """
-    propose = _Proposals(space, population, generations, mutation_share, mutation_probability, seed)
-    archive = _Archive(space, score, [(cost, math.inf), *constraints])
+    population, generations = _check_sizes(population, generations)
+    propose = _Proposals(space, population, mutation_share, mutation_probability, seed)
+    archive = _Archive(space, score, [(read_function("cost", cost), math.inf), *read_constraints(constraints)])
 
     rows = _first(archive, propose)
     for generation in range(1, generations + 1):
@@ -234,18 +239,18 @@ class _Proposals:
         self,
         space: SearchSpace,
         population: int,
-        generations: int,
         mutation_share: float,
         mutation_probability: float,
         seed: int,
     ) -> None:
-        if population < 2 or generations < 0:
-            raise ValueError(f"population = {population} must be at least 2 and generations = {generations} at least 0")
+        if not isinstance(space, SearchSpace):
+            hint = ", which is its .space" if isinstance(getattr(space, "space", None), SearchSpace) else ""
+            raise TypeError(f"a search needs a SearchSpace{hint}, not a {type(space).__name__}")
         _check_share("mutation_share", mutation_share)
         _check_share("mutation_probability", mutation_probability)
         self.space, self.population = space, population
         self.mutation_share, self.mutation_probability = mutation_share, mutation_probability
-        self.rng = np.random.default_rng(seed)
+        self.rng = generator(seed, "seed")
         self.ends = space.encode([space.smallest(), space.largest()])
 
     def first(self, n: int, attempt: int) -> np.ndarray:
@@ -271,11 +276,7 @@ class _Archive:
     """Every row looked at: a new one gets its costs, and its score if it is feasible, once."""
 
     def __init__(self, space: SearchSpace, score: Function, constraints: Sequence[Constraint]) -> None:
-        self.score = score
-        constraints = list(constraints)
-        for _, bound in constraints:
-            if bound is None or math.isnan(bound):
-                raise ValueError(f"the bound {bound} is not a number")
+        self.space, self.score = space, read_function("score", score)
         self.cost_functions = [cost for cost, _ in constraints]
         self.bounds = np.array([bound for _, bound in constraints], dtype=np.float64)
         self.seen: set[bytes] = set()
@@ -295,7 +296,7 @@ class _Archive:
             proposed = propose(math.ceil(1.2 * missing / self.rate), attempt)
             X, costs = self._feasible(self._new(proposed))
             if attempt == 0:
-                self.rate = min(max(len(X) / len(proposed), 0.2), 1.0)
+                self.rate = min(max(len(X) / max(len(proposed), 1), 0.2), 1.0)
             found.append((X, costs))
             missing -= len(X)
             if missing <= 0:
@@ -308,7 +309,7 @@ class _Archive:
             if len(X) > n:
                 self.spare = tuple(np.concatenate(parts) for parts in zip(self.spare, (X[n:], costs[n:])))
         X, costs = X[:n], costs[:n]
-        scores = _values(self.score, X, "score") if len(X) else np.empty(0)
+        scores = _values(self.score, X, "score", self.space) if len(X) else np.empty(0)
         rows = _Rows(X, scores, costs)
         self.taken.append(rows)
         self.scored += len(X)
@@ -343,7 +344,7 @@ class _Archive:
         if not costs.size:
             return X, costs
         for j, cost in enumerate(self.cost_functions):
-            costs[:, j] = _values(cost, X, "cost")
+            costs[:, j] = _values(cost, X, "cost", self.space)
         self.cheapest = np.minimum(self.cheapest, costs.min(axis=0))
         feasible = (costs <= self.bounds).all(axis=1)
         if not feasible.any():
@@ -355,15 +356,58 @@ class _Archive:
         return X[feasible], costs[feasible]
 
 
-def _values(function: Function, X: np.ndarray, name: str) -> np.ndarray:
-    values = np.asarray(function(X), dtype=np.float64)
+def read_constraints(given: Any) -> list[Constraint]:
+    """The pairs (cost, bound) of several, or of one alone; ValueError or TypeError says what a constraint is."""
+    if given is None:
+        return []
+    if callable(given) or hasattr(given, "predict") or isinstance(given, (str, dict)) or not np.iterable(given):
+        raise TypeError(f"constraints = {given!r}: a list of pairs (cost, bound), such as [(latency.predict, 25.0)]")
+    given = list(given)
+    if len(given) == 2 and not any(isinstance(part, (tuple, list)) for part in given):
+        given = [given]  # one pair
+    constraints = []
+    for pair in given:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"the constraint {pair!r} is not a pair (cost, bound), such as (latency.predict, 25.0)")
+        cost, bound = pair
+        if callable(bound) and not callable(cost):
+            raise TypeError(f"the constraint {pair!r} has its bound first: a pair (cost, bound) is expected")
+        plain = unwrapped(bound)
+        if isinstance(plain, bool) or not isinstance(plain, (int, float)) or math.isnan(plain):
+            raise ValueError(f"the bound {bound!r} is not a number")
+        constraints.append((read_function("cost", cost), float(plain)))
+    return constraints
+
+
+def read_function(name: str, given: Any) -> Function:
+    """A function of X: the one given, or `predict` of a fitted predictor."""
+    if hasattr(given, "predict") and hasattr(given, "fit"):
+        return given.predict
+    if not callable(given):
+        raise TypeError(f"{name} = {given!r} is not a function of X (n, genes) that returns (n,) numbers")
+    return given
+
+
+def _values(function: Function, X: np.ndarray, name: str, space: SearchSpace) -> np.ndarray:
+    given = function(X)
+    try:
+        values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"the {name} of {len(X)} rows is a {type(given).__name__}, not ({len(X)},) numbers") from None
     if values.shape != (len(X),):
         raise ValueError(f"the {name} of {len(X)} rows has the shape {values.shape}, not ({len(X)},)")
     if not np.isfinite(values).all():
-        raise ValueError(f"the {name} is not finite for {X[~np.isfinite(values)][0].tolist()}")
+        wrong = np.flatnonzero(~np.isfinite(values))
+        config = space.decode(X[wrong[:1]])[0]
+        raise ValueError(f"the {name} is not finite: {values[wrong[0]]} for {config} ({len(wrong)} of {len(X)} rows)")
     return values
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
+def _check_sizes(population: Any, generations: Any) -> tuple[int, int]:
+    """Both as Python's int; ValueError where a search of that size makes no sense."""
+    return integer("population", population, 2), integer("generations", generations, 0)
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not 0 <= real(name, value) <= 1:
         raise ValueError(f"{name} = {value} is not in 0..1")

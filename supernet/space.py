@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from supernet.values import generator, integer, numbers, unwrapped
+
 Nested = Any  # a value, or tuples of tuples of values, as deep as its choice has axes
 
 
@@ -27,27 +29,31 @@ class Choice:
     gate: str | None = None
 
     def __post_init__(self) -> None:
-        values = tuple(sorted(set(self.values)))
+        values = tuple(sorted(set(numbers(self.name, self.values))))
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(integer(f"{self.name}: shape", size) for size in self.shape))
         if not values:
             raise ValueError(f"{self.name}: a choice needs at least one value")
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{self.name}: values are numbers, not {value!r}")
         if 0 in values:
             raise ValueError(f"{self.name}: 0 marks absent layers in X, so it cannot be a value")
 
 
 def truncate(values: Nested, depth: int | Sequence) -> Nested:
     """`values` (gate's axes, layer axis, ...) without the layers at or beyond `depth` (gate's axes)."""
-    if isinstance(depth, Iterable):
-        return tuple(truncate(v, d) for v, d in zip(values, depth, strict=True))
-    return as_tuples(values[:depth])
+    values, depth = as_tuples(values), as_tuples(depth)
+    if not isinstance(values, tuple):
+        raise ValueError(f"{values!r} where a value for each layer is expected: space.config() repeats one value")
+    if not isinstance(depth, tuple):
+        return values[: integer("depth", depth)]
+    if len(values) != len(depth):
+        raise ValueError(f"{values!r} has {len(values)} entries, for depths {depth} of {len(depth)}")
+    return tuple(truncate(v, d) for v, d in zip(values, depth))
 
 
 def as_tuples(values: Nested) -> Nested:
-    """Lists, as they come from JSON and YAML, as the tuples that frozen configs hold."""
+    """Lists (as they come from JSON and YAML) and arrays as the tuples, and numbers as Python's, of frozen configs."""
+    if hasattr(values, "tolist"):  # an array, a tensor or a NumPy scalar
+        values = values.tolist()
     return tuple(as_tuples(v) for v in values) if isinstance(values, (list, tuple)) else values
 
 
@@ -136,6 +142,7 @@ class SearchSpace:
 
     def unpack(self, X: np.ndarray) -> dict[str, np.ndarray]:
         """X (n, genes) as one array per choice, (n, *shape)."""
+        X = self.matrix(X)
         return {c.name: X[:, self.columns[c.name]].reshape(len(X), *c.shape) for c in self.choices}
 
     # ---- points and matrices
@@ -161,17 +168,21 @@ class SearchSpace:
             total *= options ** int(np.prod(choice.shape))
         return total
 
-    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """X (n, genes): every gene drawn uniformly and independently, as OFA and HAT draw subnets."""
-        return self._zero_absent(self._draw(n, rng))
+    def sample(self, n: int, rng: np.random.Generator | int) -> np.ndarray:
+        """X (n, genes): every gene drawn uniformly and independently, as OFA and HAT draw subnets.
+
+        `rng` is a generator, or a seed.
+        """
+        return self._zero_absent(self._draw(integer("n", n, 0), generator(rng)))
 
     def config(self, **values: Nested) -> Any:
         """A config from values that may be scalars (used for all genes of the choice); the largest elsewhere."""
         fields = {}
         for choice in self.choices:
-            value = values.pop(choice.name, choice.values[-1])
-            broadcast = not isinstance(value, (list, tuple))
-            value = _nest([value] * int(np.prod(choice.shape)), choice.shape) if broadcast else as_tuples(value)
+            value = as_tuples(values.pop(choice.name, choice.values[-1]))
+            if not isinstance(value, tuple):
+                value = choice.values[_index(choice, value, choice.name)]
+                value = _nest([value] * int(np.prod(choice.shape)), choice.shape)
             fields[choice.name] = value
         if values:
             raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
@@ -185,12 +196,61 @@ class SearchSpace:
     def smallest(self) -> Any:
         return self.config(**{choice.name: choice.values[0] for choice in self.choices})
 
+    def as_config(self, given: Any) -> Any:
+        """The config that `given` stands for: a config, {choice: value} of all choices, or one row of X.
+
+        TypeError for anything else, such as a config of another space or several configs; values are not checked.
+        """
+        wanted = self.config_class.__name__
+        if isinstance(given, self.config_class):
+            return given
+        if isinstance(given, Mapping):
+            if lacks := [name for name in self if name not in given]:
+                raise ValueError(f"{dict(given)} lacks {', '.join(lacks)} of a {wanted}: space.config(...) fills them")
+            if strangers := [str(name) for name in given if name not in list(self)]:
+                raise ValueError(f"{', '.join(strangers)}: not a choice of this space; it has {list(self)}")
+            return self.config_class(**given)
+        if hasattr(given, "tolist") or (isinstance(given, (list, tuple)) and _are_numbers(given)):
+            X = self.matrix(given)
+            if len(X) != 1:
+                raise TypeError(f"expected one {wanted} or one row of X, got {len(X)} rows: pass one, as X[0]")
+            return self.decode(X)[0]
+        if isinstance(given, (list, tuple)):
+            raise TypeError(f"expected one {wanted}, got a {type(given).__name__} of {len(given)}: pass one of them")
+        hint = ": it is in its .config" if hasattr(given, "config") else ""
+        raise TypeError(f"expected a {wanted}, got {_described(given)}{hint}")
+
+    def matrix(self, given: Any) -> np.ndarray:
+        """X (n, genes) as float64, of an array, a tensor, one row, configs or one config; genes are not checked.
+
+        TypeError where it is none of them; ValueError where it has another number of genes.
+        """
+        if isinstance(given, np.ndarray) and given.ndim == 2 and given.dtype == np.float64:
+            X = given
+        elif isinstance(given, (self.config_class, Mapping)) or _are_configs(given):
+            return self.encode(given)
+        else:
+            try:
+                X = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+            except (TypeError, ValueError):
+                wanted = f"X, an array (n, {self.width}), or {self.config_class.__name__}s"
+                raise TypeError(f"expected {wanted}; got {_described(given)}") from None
+            X = X[None] if X.shape == (self.width,) else X
+        if X.ndim != 2 or X.shape[1] != self.width:
+            raise ValueError(f"X must be (n, {self.width}) for this space, not {X.shape}")
+        return X
+
     def encode(self, configs: Iterable[Any]) -> np.ndarray:
-        """X (n, genes) of n configs. A value outside the space raises ValueError with its name and its choices."""
+        """X (n, genes) of n configs, or of one. ValueError for a value outside the space has its name and choices."""
+        if hasattr(configs, "tolist") and not _are_configs(configs):
+            return self.check(configs).copy()
+        if isinstance(configs, (self.config_class, Mapping)):
+            configs = [configs]
+        elif not isinstance(configs, Iterable) or isinstance(configs, str):
+            configs = [self.as_config(configs)]  # which raises
         rows = []
         for config in configs:
-            if not isinstance(config, self.config_class):
-                raise TypeError(f"expected a {self.config_class.__name__}, got {type(config).__name__}")
+            config = self.as_config(config)
             genes: list[float] = []
             for choice in self.choices:
                 depth = None if choice.gate is None else getattr(config, choice.gate)
@@ -215,19 +275,16 @@ class SearchSpace:
 
     def check(self, X: np.ndarray) -> np.ndarray:
         """X as float64 if every row is a point of this space, else ValueError naming gene, value and choices."""
-        X = np.asarray(X, dtype=np.float64)
-        if X.ndim != 2 or X.shape[1] != self.width:
-            raise ValueError(f"X must be (n, {self.width}) for this space, not {X.shape}")
+        X = self.matrix(X)
         for choice in self.choices:
             self._check_values(X, choice)
         return X
 
     def restrict(self, **values: Any) -> SearchSpace:
-        """The sub-space in which the named choices keep only these values; X keeps its columns."""
+        """The sub-space in which the named choices keep only these values (or this one); X keeps its columns."""
         choices = []
         for choice in self.choices:
-            wanted = values.pop(choice.name, choice.values)
-            wanted = tuple(wanted) if isinstance(wanted, (list, tuple, np.ndarray)) else (wanted,)
+            wanted = numbers(choice.name, values.pop(choice.name, choice.values))
             for value in wanted:
                 if value not in choice.values:
                     raise ValueError(f"{choice.name}: {value!r} is not one of {choice.values}")
@@ -240,21 +297,24 @@ class SearchSpace:
 
     # ---- variation, for evolutionary search
 
-    def mutate(self, X: np.ndarray, rng: np.random.Generator, probability: float = 0.1) -> np.ndarray:
+    def mutate(self, X: np.ndarray, rng: np.random.Generator | int, probability: float = 0.1) -> np.ndarray:
         """Rows of X with every gene redrawn with this probability; a gene that becomes active is redrawn."""
+        X, rng = self.matrix(X), generator(rng)
         drawn = self._draw(len(X), rng)
         return self._zero_absent(np.where((rng.random(X.shape) < probability) | (X == 0), drawn, X))
 
-    def crossover(self, X: np.ndarray, Y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def crossover(self, X: np.ndarray, Y: np.ndarray, rng: np.random.Generator | int) -> np.ndarray:
         """Rows that take every gene from the row of X or of Y; one absent there that becomes active is redrawn."""
+        X, Y, rng = self.matrix(X), self.matrix(Y), generator(rng)
         child = np.where(rng.random(X.shape) < 0.5, X, Y)
         absent = child == 0
         if absent.any():
             child = np.where(absent, self._draw(len(X), rng), child)
         return self._zero_absent(child)
 
-    def neighbours(self, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def neighbours(self, row: np.ndarray, rng: np.random.Generator | int) -> np.ndarray:
         """All rows (n, genes) that differ from `row` (genes,) in one active gene; layers that this adds are drawn."""
+        row, rng = self.encode(self.as_config(row))[0] if np.ndim(row) != 1 else self.matrix(row)[0], generator(rng)
         table, counts = self._values
         gene = np.repeat(np.arange(self.width), counts)
         value = np.concatenate([table[g, :count] for g, count in enumerate(counts)])
@@ -305,10 +365,10 @@ def _flatten(
 ) -> None:
     """Append the genes of a choice's value, 0 for absent layers. `depth` counts the layers of gated choices."""
     if not shape:
-        known = choice.values
-        # 3.0 and np.int64(3) equal 3, but are no sizes of a layer and no JSON.
-        if isinstance(value, tuple) or value not in known or type(known[known.index(value)]) is not type(value):
-            raise ValueError(f"{name} = {value!r} is not one of {known}")
+        index = _index(choice, value, name)
+        # 3.0 equals 3, but is not a size of a layer.
+        if isinstance(value, float) and isinstance(choice.values[index], int):
+            raise ValueError(f"{name} = {value!r} is not one of {choice.values}, which are whole numbers")
         genes.append(value)
         return
     expected = depth if isinstance(depth, int) else shape[0]
@@ -318,6 +378,32 @@ def _flatten(
     for i, v in enumerate(value):
         _flatten(choice, v, shape[1:], depth[i] if isinstance(depth, tuple) else None, f"{name}[{i}]", genes)
     genes.extend([0] * (shape[0] - expected) * int(np.prod(shape[1:])))
+
+
+def _index(choice: Choice, value: Any, name: str) -> int:
+    """The index of a value among those of a choice; ValueError with its name and its choices."""
+    if isinstance(value, bool) or value not in choice.values:
+        raise ValueError(f"{name} = {value!r} is not one of {choice.values}")
+    return choice.values.index(value)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return bool(values) and not any(isinstance(unwrapped(v), bool | str) or np.ndim(v) for v in values)
+
+
+def _are_configs(given: Any) -> bool:
+    """Whether it is several configs: dataclass instances or mappings, and no numbers."""
+    if isinstance(given, np.ndarray) and given.dtype == object:
+        given = given.ravel().tolist()
+    if not isinstance(given, (list, tuple)) or not given:
+        return False
+    return all(isinstance(one, Mapping) or dataclasses.is_dataclass(one) for one in given)
+
+
+def _described(given: Any) -> str:
+    """A value in an error message, cut where it is long, with its type."""
+    text = repr(given)
+    return f"{text if len(text) <= 200 else text[:200] + '...'} (a {type(given).__name__})"
 
 
 def _nest(flat: list, shape: tuple[int, ...]) -> Nested:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,10 +24,12 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from supernet import sampling
+from supernet.data import check_batch, check_calibration, check_loader, check_module, gives
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
 from supernet.export import describe, write_atomically
-from supernet.model import Supernet, calibrate
+from supernet.model import Supernet, calibrate, has_batchnorm, positional_inputs
 from supernet.space import SearchSpace
+from supernet.values import integer, json_value, numbers, real
 
 SAMPLERS = ("uniform", "sandwich", "stratified")
 OptimizerCallable = Callable[[Iterable], Optimizer]
@@ -50,7 +52,7 @@ class Phase:
         decay: of the learning rate after the warm-up: cosine, to `final_lr`; or inverse_sqrt of the step (Vaswani et
             al., arXiv 1706.03762), which needs a warm-up.
         final_lr: where the cosine ends.
-        space: {choice: the values it may take}; a choice that is not named has all its values.
+        space: {choice: the values it may take, or the one}; a choice that is not named has all its values.
         config: the one network that is trained, alone, as {choice: value}; as HAT trains what its search found.
         subnets: how many subnets a step trains; their gradients add up.
         sampler: uniform, sandwich or stratified (by MACs).
@@ -69,7 +71,7 @@ class Phase:
     warmup_lr: float = 0.0
     decay: str = "cosine"
     final_lr: float = 0.0
-    space: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    space: dict[str, float | list[float]] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] | None = None
     subnets: int = 1
     sampler: str = "uniform"
@@ -82,6 +84,7 @@ class Phase:
             if not ok:
                 raise ValueError(f"phase {self.name!r}: {message}")
 
+        self._take_numbers()
         check((self.epochs is None) != (self.steps is None), "give its length as epochs or as steps")
         check(self.length > 0, f"a length of {self.length} is not positive")
         warmup, other = (
@@ -106,6 +109,23 @@ class Phase:
         check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
         check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
 
+    def _take_numbers(self) -> None:
+        """Have every number as Python's own, which a checkpoint can hold."""
+        try:
+            for name in ("epochs", "steps", "warmup_epochs", "warmup_steps", "subnets"):
+                if (value := getattr(self, name)) is not None:
+                    object.__setattr__(self, name, integer(name, value))
+            for name in ("lr", "warmup_lr", "final_lr", "label_weight", "teacher_weight"):
+                object.__setattr__(self, name, real(name, getattr(self, name)))
+            for name in ("space", "config"):
+                if not isinstance(value := getattr(self, name), (Mapping, type(None))):
+                    raise ValueError(f"{name} = {value!r}: {{choice: values}} is expected")
+            space = {name: list(numbers(f"space.{name}", values)) for name, values in (self.space or {}).items()}
+            object.__setattr__(self, "space", space)
+            object.__setattr__(self, "config", json_value("config", self.config))
+        except ValueError as error:
+            raise ValueError(f"phase {self.name!r}: {error}") from error
+
     @property
     def length(self) -> int:
         return self.epochs if self.steps is None else self.steps
@@ -119,7 +139,7 @@ class Phase:
     def scaled(self, scale: float) -> Phase:
         """This phase with its length and warm-up times `scale`; at least 1 long, as is a warm-up that there is."""
         unit = "epochs" if self.steps is None else "steps"
-        if not 0 < scale < math.inf:
+        if not 0 < real("scale_phases", scale) < math.inf:
             raise ValueError(f"scale_phases = {scale} is not a positive number")
         length = max(1, round(self.length * scale))
         given = getattr(self, f"warmup_{unit}")
@@ -223,10 +243,14 @@ class SupernetTask(pl.LightningModule):
         phases: the schedule.
         optimizer: parameter groups -> optimizer. Parameters of norms and biases form a group without weight decay.
         label_smoothing: of the loss against labels.
+        class_weights: of the loss against labels, one a class, each above 0; or balanced, the inverse of each class's
+            share of the training images (the data's `class_counts`). That loss is the weighted mean, as torch's
+            `cross_entropy`; losses against a teacher are not weighted.
         distillation: cross_entropy (soft labels) or squared_error (logits).
         teacher_mode: eval, or train (BatchNorm of the batch, as OFA's published recipe); without dropout in both.
         clip_norm: gradient norm to clip at, or None.
-        accumulate: batches per optimizer step; their losses are weighted by their counted targets.
+        accumulate: batches per optimizer step; their losses are weighted by their counted targets, or by the sum of
+            the class weights of those.
         decay_unsampled: whether parameters that no subnet of the step used still decay and keep their momentum.
         channels_last: train 4-d inputs in the channels_last memory format (faster, on CPUs and on GPUs).
         ignore_index: the target value that does not count.
@@ -240,6 +264,7 @@ class SupernetTask(pl.LightningModule):
         phases: list[Phase],
         optimizer: OptimizerCallable = lambda params: SGD(params, momentum=0.9, nesterov=True, weight_decay=3e-5),
         label_smoothing: float = 0.1,
+        class_weights: Literal["balanced"] | list[float] | None = None,
         distillation: str = "cross_entropy",
         teacher_mode: str = "eval",
         clip_norm: float | None = None,
@@ -255,7 +280,11 @@ class SupernetTask(pl.LightningModule):
         self.supernet = supernet
         self.phases = check_phases([phase.scaled(scale_phases) for phase in phases], supernet.space)
         self.make_optimizer = optimizer
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = label_smoothing = real("label_smoothing", label_smoothing)
+        clip_norm = None if clip_norm is None else real("clip_norm", clip_norm)
+        accumulate, seed = integer("accumulate", accumulate), integer("seed", seed)
+        self.class_weights = check_class_weights(class_weights)
+        self.register_buffer("class_weight", None, persistent=False)  # (classes,), once the data are known
         for name, value, ok in (
             ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1),
             ("clip_norm", clip_norm, clip_norm is None or 0 < clip_norm < math.inf),
@@ -269,6 +298,7 @@ class SupernetTask(pl.LightningModule):
         self.distillation = DISTILLATION[distillation]
         self.settings = {  # what a resumed run must have in common with the one that began, beside the phases
             "label_smoothing": label_smoothing,
+            "class_weights": self.class_weights,
             "distillation": distillation,
             "teacher_mode": teacher_mode,
             "clip_norm": clip_norm,
@@ -299,8 +329,13 @@ class SupernetTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         if data is not None and hasattr(data, "input_spec"):
-            self.supernet.check_data(data.input_spec)
-            self.supernet.input_spec = dict(data.input_spec)
+            check_module(data, ["input_spec"])
+            spec = json_value("input_spec", data.input_spec)
+            self.supernet.check_data(spec)
+            self.supernet.input_spec = spec
+        if stage == "fit" and self.class_weights is not None:
+            classes = self.supernet.input_spec.get("classes")
+            self.class_weight = torch.tensor(weigh_classes(self.class_weights, data, classes))
         if stage == "fit":
             self._set_trainer_length()
         if self.channels_last:
@@ -332,6 +367,20 @@ class SupernetTask(pl.LightningModule):
             raise NotImplementedError(
                 f"{type(self.trainer.strategy).__name__}: training on several processes needs strategy ddp"
             )
+        self._check_module()
+
+    def _check_module(self) -> None:
+        """Refuse, before the first step, data that the steps, the validations or the teacher could not use."""
+        data, trainer, inputs = self.trainer.datamodule, self.trainer, positional_inputs(self.supernet)
+        validates = trainer.limit_val_batches != 0 and any(isinstance(c, SubnetValidation) for c in trainer.callbacks)
+        calibrates = validates or (self.teacher is not None and self.teacher_mode == "eval")
+        if calibrates and has_batchnorm(self.supernet):
+            check_module(data, ["calibration_batches"])
+            check_calibration(data, inputs)
+        for name in ("train_dataloader", "val_dataloader"):
+            if data is not None and gives(data, name) and (validates or name == "train_dataloader"):
+                where = f"{type(data).__name__}.{name}()"
+                check_loader(getattr(data, name)(), where, self.supernet.input_spec, inputs)
 
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:
@@ -360,8 +409,10 @@ class SupernetTask(pl.LightningModule):
             self.log_dict({"lr": lr, "phase": float(index)}, prog_bar=True)
         torch.manual_seed(derive_seed(self.seed, step, micro, self.global_rank))
 
+        if batch_idx == 0:
+            check_batch(batch, "the training loader", self.supernet.input_spec, positional_inputs(self.supernet))
         *inputs, target = batch
-        counted = int((target != self.ignore_index).sum()) if self.weighted else 1
+        counted = self.mass(target, phase) if self.weighted else 1
         losses = self.losses(inputs, target, phase, self.sample(phase, space, step))
         total = 0.0
         ddp = isinstance(self.trainer.model, DistributedDataParallel)
@@ -378,6 +429,17 @@ class SupernetTask(pl.LightningModule):
     def weighted(self) -> bool:
         """Whether a step's gradient is made of several losses, which then weigh by the targets they counted."""
         return self.accumulate > 1 or self.trainer.world_size > 1
+
+    def mass(self, target: Tensor, phase: Phase) -> float:
+        """What a batch weighs in a step: its counted targets, or the sum of their class weights."""
+        counted = target[target != self.ignore_index]
+        if self.class_weight is None or (phase.teacher == "frozen" and not phase.label_weight):
+            return counted.numel()
+        return float(self.class_weight.to(target.device)[counted].double().sum())
+
+    def label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        weight = None if self.class_weight is None else self.class_weight.to(logits)
+        return label_loss(logits, target, self.label_smoothing, self.ignore_index, weight)
 
     def sample(self, phase: Phase, space: SearchSpace, step: int) -> list[Any]:
         """The configs that a global step trains, the same in every process."""
@@ -401,12 +463,12 @@ class SupernetTask(pl.LightningModule):
             logits = self.supernet.set_active(config)(*prepared)
             if phase.teacher == "inplace" and position == 0:
                 largest = logits.detach()
-                yield label_loss(logits, target, self.label_smoothing, self.ignore_index)
+                yield self.label_loss(logits, target)
                 continue
             loss = logits.new_zeros(())
             if phase.label_weight or phase.teacher is None:
                 weight = phase.label_weight if phase.teacher else 1.0
-                loss = loss + weight * label_loss(logits, target, self.label_smoothing, self.ignore_index)
+                loss = loss + weight * self.label_loss(logits, target)
             if phase.teacher == "frozen":
                 shape = prepared[0].shape
                 if shape not in soft:
@@ -436,7 +498,7 @@ class SupernetTask(pl.LightningModule):
             trained = self.supernet.extract(self.supernet.space.largest())
             self.teacher.load_state_dict(trained.state_dict())
             if self.teacher_mode == "eval" and not all(map(self._is_largest_only, self.spaces[:index])):
-                calibrate(self.teacher, self.trainer.datamodule.calibration_batches())
+                calibrate(self.teacher, calibration_of(self.trainer))
 
     def _is_largest_only(self, space: SearchSpace) -> bool:
         """Whether a phase over `space` leaves the largest network's own BatchNorm statistics, not a mixture's."""
@@ -512,10 +574,9 @@ class SupernetTask(pl.LightningModule):
         if checkpoint["phases"] != [dataclasses.asdict(p) for p in self.phases]:
             raise ValueError("the checkpoint was trained with other phases: a run can only be resumed as it began")
         for name, value in self.settings.items():
-            if checkpoint["settings"][name] != value:
+            if (began := checkpoint["settings"].get(name)) != value:
                 raise ValueError(
-                    f"the run began with {name} = {checkpoint['settings'][name]}, now it is {value}: a run can only be"
-                    " resumed as it began"
+                    f"the run began with {name} = {began}, now it is {value}: a run can only be resumed as it began"
                 )
         self.resumed_steps_per_epoch = checkpoint["steps_per_epoch"]
 
@@ -532,6 +593,37 @@ def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
         except ValueError as error:
             raise ValueError(f"phase {phase.name!r}: {error}") from error
     return list(phases)
+
+
+def check_class_weights(given: Any) -> str | list[float] | None:
+    """The class weights of a task: balanced, positive numbers, or None; ValueError otherwise."""
+    if given is None or (isinstance(given, str) and given == "balanced"):
+        return given
+    if isinstance(given, str):
+        raise ValueError(f"class_weights: {given!r} is neither balanced nor a list of numbers")
+    weights = [float(weight) for weight in numbers("class_weights", given)]
+    if not weights or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"class_weights = {weights}: a number above 0 for each class is expected")
+    return weights
+
+
+def weigh_classes(weights: str | list[float], data: Any, classes: int | None) -> list[float]:
+    """The weight of each class; balanced, images / (classes * images of the class), 0 where a class has none."""
+    if weights == "balanced":
+        counts = getattr(data, "class_counts", None)
+        if counts is None:
+            raise ValueError(
+                "class_weights: balanced needs the data module's `class_counts`, the number of training images of each"
+                " class; or give the weights as a list"
+            )
+        counts = np.array(numbers("class_counts", counts), dtype=np.float64)
+        if not (counts >= 0).all() or not counts.any():
+            raise ValueError(f"class_counts = {counts.tolist()} are not numbers of images")
+        weights = np.divide(counts.sum() / (counts > 0).sum(), counts, out=np.zeros_like(counts), where=counts > 0)
+        weights = weights.tolist()
+    if classes is not None and len(weights) != classes:
+        raise ValueError(f"class_weights: {len(weights)} weights, the data have {classes} classes")
+    return weights
 
 
 def derive_seed(*keys: int) -> int:
@@ -578,7 +670,7 @@ class SubnetValidation(pl.Callback):
         configs |= {f"random{i}": config for i, config in enumerate(drawn)}
         for name, config in configs.items():
             subnet = task.supernet.extract(config).eval()
-            self.subnets[name] = calibrate(subnet, trainer.datamodule.calibration_batches())
+            self.subnets[name] = calibrate(subnet, calibration_of(trainer))
         self.sums = {name: torch.zeros(2, device=task.device) for name in self.subnets}  # of accuracy, loss
         self.counted = torch.zeros(1, device=task.device)
 
@@ -586,6 +678,8 @@ class SubnetValidation(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if batch_idx == 0:
+            check_batch(batch, "the evaluation loader", task.supernet.input_spec, positional_inputs(task.supernet))
         *inputs, target = batch
         counted = (target != task.ignore_index).sum()
         if counted == 0:
@@ -615,6 +709,17 @@ class SubnetValidation(pl.Callback):
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
     on_test_end = on_validation_end
+
+
+def calibration_of(trainer: pl.Trainer) -> Iterator[Any]:
+    """The calibration batches of a training's data module; ValueError, once they are read, where it has none."""
+    if trainer.datamodule is None:
+        raise ValueError(
+            "BatchNorm statistics are recalibrated on calibration_batches() of a data module, and there is none: pass"
+            " datamodule=... to the trainer, not loaders"
+        )
+    check_module(trainer.datamodule, ["calibration_batches"])
+    yield from trainer.datamodule.calibration_batches()
 
 
 def figures_of(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> dict[str, Tensor]:
