@@ -63,7 +63,7 @@ class Preprocessing:
 
     def steps(self) -> list[str]:
         """What is done, in order and in words."""
-        (height, width), size = self.image_size, f"{self.image_size[1]} x {self.image_size[0]}"
+        size = f"{self.image_size[1]} x {self.image_size[0]}"
         fits = {
             "crop": f"resize the shorter side to {self.resize} pixels and cut {size} out of the centre",
             "squeeze": f"resize to {size} pixels, whatever the aspect ratio",
@@ -101,7 +101,8 @@ class Preprocessing:
 def timm_crop_pct(size: int, crop_pct: float) -> float:
     """The crop_pct by which timm, which rounds down, resizes to as many pixels as we, who round up."""
     wanted = math.ceil(size / crop_pct)
-    for candidate in (crop_pct, round(size / wanted, 4), size / wanted, size / (wanted + 0.5)):
+    between = size / (wanted + 0.5)
+    for candidate in (crop_pct, round(size / wanted, 4), round(between, 4), between):
         if math.floor(size / candidate) == wanted:
             return candidate
     raise AssertionError((size, crop_pct))
@@ -190,9 +191,9 @@ print(classify("picture.jpg"))
 '''
 
 
-CLASSES = '''metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+CLASSES = """metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
 classes = metadata["class_names"] or range(metadata["num_classes"])
-'''
+"""
 
 
 def image_use(p: Preprocessing, input_spec: Mapping[str, Any], num_classes: int) -> Use:

@@ -320,7 +320,7 @@ def quantize_onnx(
 
 
 def to_openvino(part: Part, source: str | Path, path: str | Path) -> Path:
-    """Write an .xml file for OpenVINO, and a .bin file beside it, from a part's float32 .onnx file; weights are float32.
+    """Write an .xml file for OpenVINO, and a .bin file beside it, from a part's float32 .onnx file.
 
     The files appear whole and checked, or not at all: OpenVINO's output in float32 may differ from the module's by at
     most 1e-4 of the largest, else RuntimeError.

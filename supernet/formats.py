@@ -68,28 +68,58 @@ class Format:
 ANY = ("fixed", "dynamic")
 FORMATS = {
     "onnx": Format(
-        "supernet.formats:write_onnx_part", "onnxruntime", ".onnx", packages=("onnx", "onnxscript"), batches=ANY,
+        "supernet.formats:write_onnx_part",
+        "onnxruntime",
+        ".onnx",
+        packages=("onnx", "onnxscript"),
+        batches=ANY,
         has_opset=True,
     ),
     "onnx-int8": Format(
-        "supernet.formats:write_onnx_int8_part", "onnxruntime", ".onnx", "int8", ("onnx", "onnxscript", "onnxruntime"),
-        batches=ANY, has_opset=True, calibrates=True,
+        "supernet.formats:write_onnx_int8_part",
+        "onnxruntime",
+        ".onnx",
+        "int8",
+        ("onnx", "onnxscript", "onnxruntime"),
+        batches=ANY,
+        has_opset=True,
+        calibrates=True,
     ),
     "openvino": Format(
-        "supernet.formats:write_openvino_part", "openvino", ".xml", packages=("openvino",), extra="openvino",
+        "supernet.formats:write_openvino_part",
+        "openvino",
+        ".xml",
+        packages=("openvino",),
+        extra="openvino",
         batches=ANY,
     ),
     "openvino-int8": Format(
-        "supernet.formats:write_openvino_int8_part", "openvino", ".xml", "int8", ("openvino", "nncf"), "openvino",
-        batches=ANY, calibrates=True,
+        "supernet.formats:write_openvino_int8_part",
+        "openvino",
+        ".xml",
+        "int8",
+        ("openvino", "nncf"),
+        "openvino",
+        batches=ANY,
+        calibrates=True,
     ),
     "executorch": Format(
-        "supernet.formats:write_executorch_part", "executorch", ".pte", packages=("executorch",), extra="executorch",
+        "supernet.formats:write_executorch_part",
+        "executorch",
+        ".pte",
+        packages=("executorch",),
+        extra="executorch",
         batches=("fixed",),
     ),
     "executorch-int8": Format(
-        "supernet.formats:write_executorch_part", "executorch", ".pte", "int8", ("executorch", "torchao"), "executorch",
-        batches=("fixed",), calibrates=True,
+        "supernet.formats:write_executorch_part",
+        "executorch",
+        ".pte",
+        "int8",
+        ("executorch", "torchao"),
+        "executorch",
+        batches=("fixed",),
+        calibrates=True,
     ),
 }
 
@@ -262,10 +292,14 @@ def made_by(part: Part) -> Sequence[Any]:
 # ------------------------------------------------------------------------------------------------ the writers
 
 
-def write_onnx_part(part: Part, path: Path, request: Request, feeds: Feeds | None, properties: Mapping[str, str]) -> None:
-    from supernet.export import ONNX_OPSET, part_to_onnx
+def write_onnx_part(
+    part: Part, path: Path, request: Request, feeds: Feeds | None, properties: Mapping[str, str]
+) -> None:
+    from supernet.export import ONNX_OPSET, check_onnx, part_to_onnx
 
-    part_to_onnx(part, path.with_suffix(".onnx"), opset=request.opset or ONNX_OPSET, properties=properties)
+    path = part_to_onnx(part, path.with_suffix(".onnx"), opset=request.opset or ONNX_OPSET, properties=properties)
+    if all(part.dynamic.get(name, {}).get(0) == "batch" for name in part.names):  # it was written of a larger batch
+        check_onnx(dataclasses.replace(part, inputs=tuple(x[:1] for x in part.inputs)), path)
 
 
 def write_onnx_int8_part(part: Part, path: Path, request: Request, feeds: Feeds, properties: Mapping[str, str]) -> None:

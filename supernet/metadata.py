@@ -140,7 +140,7 @@ class Use:
 
     `task` is Hugging Face's name of the task, None if there is none. `facts` are JSON values for metadata.json: how an
     input is made and an output read. `snippet` gives the Python code of a README that runs exported files; it may use
-    `$folder`. `files` {name: text} are written beside them.
+    `$folder`, the folder's name. `notes` follow it. `files` {name: text} are written beside them.
     """
 
     task: str | None
@@ -149,6 +149,7 @@ class Use:
     snippet: Callable[[Exported], str]
     packages: tuple[str, ...] = ("numpy",)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +179,11 @@ class Metadata:
         return {name: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False) for name, x in values.items()}
 
 
-def metadata_of(network: Supernet, exported: Exported, measured: Measured) -> Metadata:
-    """The metadata of an extracted network in a format."""
+def metadata_of(network: Supernet, exported: Exported, measured: Measured, use: Use | None = None) -> Metadata:
+    """The metadata of an extracted network in a format; `use` stands in the place of the family's own."""
     costs = network.costs(network.space.encode([network.config]))
     spec = network.input_spec
-    use = use_of(network)
+    use = use or use_of(network)
     return Metadata(
         family=type(network).__name__,
         config=dataclasses.asdict(network.config),
@@ -227,26 +228,24 @@ def tensors(part: Part, values: Iterable[Any], names: Iterable[str]) -> dict[str
 
 
 def write_card(
-    folder: Path, network: Supernet, exported: Exported, measured: Measured, name: str, snippet: str | None = None
+    folder: Path, network: Supernet, exported: Exported, measured: Measured, name: str, use: Use | None = None
 ) -> None:
-    """Write metadata.json, README.md and the files of the family's `Use` to a folder that will be called `name`.
-
-    `snippet` stands in the place of the family's own.
-    """
-    metadata, use = metadata_of(network, exported, measured), use_of(network)
-    for file, text in use.files.items() if snippet is None else ():
+    """Write metadata.json, README.md and the files of a `Use`, the family's own if None, to a folder that will be
+    called `name`."""
+    use = use or use_of(network)
+    metadata = metadata_of(network, exported, measured, use)
+    for file, text in use.files.items():
         (folder / file).write_text(text, encoding="utf-8")
     text = json.dumps(metadata.to_dict(), indent=1, ensure_ascii=False)
     (folder / METADATA).write_text(text + "\n", encoding="utf-8")
-    code = use.snippet(exported) if snippet is None else snippet
-    (folder / README).write_text(readme(metadata, use, name, code), encoding="utf-8")
+    (folder / README).write_text(readme(metadata, use, name), encoding="utf-8")
 
 
-def readme(metadata: Metadata, use: Use, name: str, code: str) -> str:
+def readme(metadata: Metadata, use: Use, name: str) -> str:
     """The text of README.md: a Hugging Face model card, whose Python code runs."""
     exported, measured = metadata.exported, metadata.measured
     runtime = RUNTIMES[exported.runtime]
-    code = Template(code).safe_substitute(folder=name)
+    code = Template(use.snippet(exported)).safe_substitute(folder=name)
     header = ["library_name: " + runtime.library, *([f"pipeline_tag: {use.task}"] if use.task else [])]
     header += ["tags:", *(f"- {tag}" for tag in ("supernet", exported.format))]
     needs = ", ".join(dict.fromkeys((*runtime.packages, *use.packages)))
@@ -280,7 +279,7 @@ It needs {needs}.
 ```python
 {code.strip()}
 ```
-
+{use.notes and chr(10) + use.notes + chr(10)}
 {facts_text(metadata.use)}
 ## Quality and latency
 
@@ -314,7 +313,9 @@ def measured_text(measured: Measured, exported: Exported) -> str:
     """What was measured, in sentences."""
     metric, latency, lines = measured.metric, measured.latency, []
     if metric is None:
-        lines.append("No metric was measured of this network: it was exported without a report of `supernet specialize`.")
+        lines.append(
+            "No metric was measured of this network: it was exported without a report of `supernet specialize`."
+        )
     else:
         on = f" ({metric.runtime}, {metric.precision})" if metric.runtime else ""
         lines.append(
