@@ -37,8 +37,8 @@ class Preprocessing:
         """That of data with this input_spec; keys that older networks lack have the values that they were made with."""
         _, height, width = input_spec.get("shape") or (channels, resolution, resolution)
         fit = input_spec.get("fit") or "crop"
-        if height != width:
-            fit = "squeeze"  # images that share a shape are left as they are
+        if height != width or ("image_size" in input_spec and input_spec["image_size"] is None):
+            fit = "squeeze"  # the data's images share a shape, which it leaves as it is
         if fit not in CROP_MODES:
             raise ValueError(f"input_spec: fit = {fit!r} is not one of {', '.join(CROP_MODES)}")
         crop_pct = float(input_spec.get("crop_pct") or 1.0) if fit == "crop" else 1.0
@@ -49,7 +49,7 @@ class Preprocessing:
             image_size=(height, width),
             fit=fit,
             crop_pct=crop_pct,
-            resize=math.ceil(height / crop_pct) if fit == "crop" else None,
+            resize=math.floor(height / crop_pct) if fit == "crop" else None,
             interpolation=input_spec.get("interpolation") or "bilinear",
             background=tuple(input_spec.get("background") or (255, 255, 255)),
             mean=mean or None,
@@ -93,19 +93,9 @@ class Preprocessing:
         return {
             "input_size": [channels, height, width],
             "crop_mode": CROP_MODES[self.fit],
-            "crop_pct": timm_crop_pct(height, self.crop_pct),
+            "crop_pct": self.crop_pct,
             "interpolation": self.interpolation,
         } | normalized
-
-
-def timm_crop_pct(size: int, crop_pct: float) -> float:
-    """The crop_pct by which timm, which rounds down, resizes to as many pixels as we, who round up."""
-    wanted = math.ceil(size / crop_pct)
-    between = size / (wanted + 0.5)
-    for candidate in (crop_pct, round(size / wanted, 4), round(between, 4), between):
-        if math.floor(size / candidate) == wanted:
-            return candidate
-    raise AssertionError((size, crop_pct))
 
 
 # ------------------------------------------------------------------------------------------------ as code
@@ -116,11 +106,10 @@ def open_code(p: Preprocessing) -> str:
     mode = "RGB" if p.color_order == "RGB" else "L"
     return f'''def open_image(path):
     """An image file as a viewer shows it, in 8 bits."""
-    image = Image.open(path)
-    if image.mode.startswith("I;16"):
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, {(*p.background, 255)}), image)
     return image.convert("{mode}")
@@ -131,7 +120,7 @@ def fit_code(p: Preprocessing) -> str:
     """Lines that make `image` of the data's size."""
     height, width = p.image_size
     method = f"Image.Resampling.{p.interpolation.upper()}"
-    background = p.background if p.color_order == "RGB" else round(grey_of(p.background))
+    mode = "RGB" if p.color_order == "RGB" else "L"
     lines = {
         "crop": f"""shorter = min(image.size)
 size = [int({p.resize} * side / shorter) for side in image.size]
@@ -139,14 +128,13 @@ image = image.resize(size, {method})
 left, top = round((size[0] - {width}) / 2), round((size[1] - {height}) / 2)
 image = image.crop((left, top, left + {width}, top + {height}))""",
         "squeeze": f"image = image.resize(({width}, {height}), {method})",
-        "pad": f"image = ImageOps.pad(image, ({width}, {height}), {method}, color={background})",
+        "pad": f"""ratio = max(image.size) / {height}
+image = image.resize([max(1, round(side / ratio)) for side in image.size], {method})
+ground = Image.new("RGB", ({width}, {height}), {p.background}).convert("{mode}")
+ground.paste(image, (round(({width} - image.width) / 2), round(({height} - image.height) / 2)))
+image = ground""",
     }
     return lines[p.fit]
-
-
-def grey_of(color: tuple[int, int, int]) -> float:
-    """The luma of a colour, as PIL converts RGB to L."""
-    return sum(weight * value for weight, value in zip((0.299, 0.587, 0.114), color))
 
 
 def preprocess_code(p: Preprocessing) -> str:

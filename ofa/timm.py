@@ -20,7 +20,7 @@ from torch import nn
 
 from ofa.blocks import middle_width
 from ofa.mobilenet_v3 import FINAL, FIRST, LAST, STAGES, STEM, MobileNetV3, scaled
-from ofa.preprocessing import Preprocessing, fit_code, open_code, timm_crop_pct
+from ofa.preprocessing import Preprocessing, fit_code, open_code
 from supernet.export import build as network_from
 from supernet.export import describe, write_folder
 from supernet.formats import Request
@@ -68,7 +68,14 @@ def save_timm(
         model = runpy.run_path(str(temporary / "build.py"))["build"](temporary)
         check(subnet, model)
         use = dataclasses.replace(subnet.use(), snippet=lambda _: snippet(subnet), notes=NOTES)
-        write_card(temporary, subnet, exported_as(arch), measured or Measured(), folder.name, use)
+        write_card(
+            temporary,
+            subnet,
+            exported_as(arch, subnet.conv_stem.weight.dtype),
+            measured or Measured(),
+            folder.name,
+            use,
+        )
 
     write_folder(folder, write, FILES, overwrite)
     return folder
@@ -90,16 +97,17 @@ def hub_config(arch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def exported_as(arch: dict[str, Any]) -> Exported:
+def exported_as(arch: dict[str, Any], dtype: torch.dtype) -> Exported:
     """The description of the folder's network."""
+    precision = str(dtype).removeprefix("torch.")
     classes = arch["kwargs"]["num_classes"]
     return Exported(
         format="timm",
         runtime="timm",
-        precision="float32",
+        precision=precision,
         files=("model.safetensors",),
-        inputs={"model.safetensors": {"x": {"shape": ["batch", *arch["input"]["input_size"]], "dtype": "float32"}}},
-        outputs={"model.safetensors": {"output": {"shape": ["batch", classes], "dtype": "float32"}}},
+        inputs={"model.safetensors": {"x": {"shape": ["batch", *arch["input"]["input_size"]], "dtype": precision}}},
+        outputs={"model.safetensors": {"output": {"shape": ["batch", classes], "dtype": precision}}},
         programs=("timm", "safetensors"),
     )
 
@@ -111,8 +119,7 @@ def snippet(subnet: MobileNetV3) -> str:
     config, image, resized, padded = "timm.data.resolve_model_data_config(model)", "open_image(path)", "", ""
     if p.resolution != p.image_size:
         size = [3 if p.color_order == "RGB" else 1, *p.image_size]
-        crop_pct = timm_crop_pct(p.image_size[0], p.crop_pct)
-        config = f'timm.data.resolve_model_data_config(model, args={{"input_size": {size}, "crop_pct": {crop_pct}}})'
+        config = f'timm.data.resolve_model_data_config(model, args={{"input_size": {size}}})'
         antialias = p.resolution[0] < max(p.image_size)
         resized = f"""
     # The network's resolution is not that of its data: the normalized numbers are resized.
