@@ -17,10 +17,12 @@ SEARCH = {"beam": 4, "length_penalty": 0.6}  # HAT's for WMT, where the data say
 
 def translation_use(network: Transformer) -> Use:
     """The languages, the tokens and the search; translate.py and the tokenizer are written beside the files."""
-    spec, tokenizer = network.input_spec, network.input_spec.get("tokenizer")
+    tokenizer = network.input_spec.get("tokenizer")
     files = {"translate.py": inspect.getsource(translate)} | ({"tokenizer.json": tokenizer} if tokenizer else {})
 
     def snippet(exported: Exported) -> str:
+        if exported.runtime == "torch":
+            return TORCH
         call = 'print(translator(["A sentence."]))'
         if tokenizer is None:
             call = f"print(translator.search([4, 5, {EOS}]))  # token ids; {EOS} is the end of a sentence"
@@ -38,8 +40,17 @@ translator = Translator(folder)
     return Use("translation", "Translation network", facts(network), snippet, packages, files, RUNNING)
 
 
-RUNNING = """`translate.py` does beam search with the two files. The encoder runs once for each sentence: `source` is its
-token ids with the end token, padded on either side. Its outputs are the decoder's inputs, repeated for each hypothesis.
+TORCH = """from hat.data import read_tokenizer
+from hat.huggingface import to_huggingface, translate
+from supernet.export import load
+
+network = load("$folder")  # where this is
+print(translate(to_huggingface(network), read_tokenizer(network.input_spec), ["A sentence."]))
+"""
+
+RUNNING = """`translate.py` does beam search with the two files. The encoder runs once for each sentence: `source` is
+its token ids with the end token, padded on either side. Its outputs are the decoder's inputs, repeated for each
+hypothesis.
 The decoder runs once for each token: `previous` is the last token of each hypothesis, at first the start token. An
 output `new_X` of a step is the input `X` of the next, in the order of the hypotheses that go on; run.json has their
 shapes before the first step."""

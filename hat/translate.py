@@ -29,6 +29,7 @@ class Translator:
             from tokenizers import Tokenizer
 
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer.encode_special_tokens = True  # a text that says </s> does not end there
 
     def __call__(self, texts, beam=None, length_penalty=None, max_length=None):
         """The translations of texts, each after at most `max_length` tokens: twice the longest text's, and 10 more."""

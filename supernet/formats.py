@@ -280,6 +280,17 @@ def exported_as(network: Supernet, name: str, parts: Mapping[str, Part], request
     )
 
 
+def saved_as(network: Supernet, parts: Mapping[str, Part]) -> Exported:
+    """The description of a folder that holds a saved network alone, which torch runs."""
+    from supernet.export import WEIGHTS
+
+    (dtype,) = {str(x.dtype).removeprefix("torch.") for x in network.parameters()}
+    inputs = {
+        WEIGHTS: {name: x for part in parts.values() for name, x in tensors(part, part.inputs, part.names).items()}
+    }
+    return Exported("network", "torch", dtype, (WEIGHTS,), inputs, {})
+
+
 def made_by(part: Part) -> Sequence[Any]:
     """The outputs of a part on its example inputs."""
     import torch

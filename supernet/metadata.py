@@ -244,7 +244,7 @@ def write_card(
 def readme(metadata: Metadata, use: Use, name: str) -> str:
     """The text of README.md: a Hugging Face model card, whose Python code runs."""
     exported, measured = metadata.exported, metadata.measured
-    runtime = RUNTIMES[exported.runtime]
+    runtime = runtime_of(exported)
     code = Template(use.snippet(exported)).safe_substitute(folder=name)
     header = ["library_name: " + runtime.library, *([f"pipeline_tag: {use.task}"] if use.task else [])]
     header += ["tags:", *(f"- {tag}" for tag in ("supernet", exported.format))]
@@ -393,14 +393,32 @@ def run(*arrays):
     return method.execute([torch.from_numpy(array) for array in arrays])[0].numpy()
 ''',
     ),
+    "torch": RuntimeUse(
+        "pytorch",
+        ("supernet",),
+        ("import torch", "import hat, ofa  # the families of saved networks", "from supernet.export import load"),
+        '''network = load(folder)
+
+
+def run(*arrays):
+    """The network's output of its inputs."""
+    with torch.inference_mode():
+        return network(*map(torch.from_numpy, arrays)).numpy()
+''',
+    ),
     "timm": RuntimeUse("timm", ("timm", "torch")),
     "transformers": RuntimeUse("transformers", ("transformers>=5", "torch")),
 }
 
 
+def runtime_of(exported: Exported) -> RuntimeUse:
+    """How the runtime of an export is used; torch-compile runs what torch runs."""
+    return RUNTIMES[exported.runtime.removesuffix("-compile")]
+
+
 def assembled(exported: Exported, imports: Iterable[str], code: str) -> str:
     """The code of a README for a network of one file: imports, `run` in the format's runtime, then `code`."""
-    runtime = RUNTIMES[exported.runtime]
+    runtime = runtime_of(exported)
     running = Template(runtime.code).safe_substitute(file=exported.files[0])
     where = 'folder = Path("$folder")  # where this is'
     return "\n".join([import_lines({*imports, *runtime.imports}), "", where, running, "", code.strip()])
