@@ -3,7 +3,14 @@
 from importlib import import_module
 from typing import Any
 
+from supernet.formats import Format
+
 FAMILIES = ("Transformer",)  # the supernets, which saved networks name
+FORMATS = {
+    "huggingface": Format(
+        "hat.huggingface:export_huggingface", "transformers", packages=("transformers",), families=("Transformer",)
+    ),
+}
 
 _HOMES = {
     "Transformer": "hat.transformer",

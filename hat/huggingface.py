@@ -21,20 +21,23 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
+from hat.deploying import SEARCH
 from hat.layers import BOS, EOS, PAD, UNK
 from hat.modeling_hat import HatConfig, HatForConditionalGeneration
 from hat.transformer import Transformer, TransformerConfig
 from supernet.export import build, describe, write_folder
+from supernet.formats import Request
+from supernet.metadata import CARD_FILES, Exported, Measured, Use, write_card
 
 TOLERANCE = 1e-6  # largest difference over largest output
-GENERATION = {"num_beams": 4, "length_penalty": 0.6}  # HAT's for WMT
+GENERATION = {"num_beams": SEARCH["beam"], "length_penalty": SEARCH["length_penalty"]}
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
     "modeling_hat.py",
     "layers.py",
-    "README.md",
+    *CARD_FILES,
 )
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -82,12 +85,14 @@ def save_huggingface(
     tokenizer: Any = None,
     generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    measured: Measured | None = None,
 ) -> Path:
     """Write a folder that `AutoModelForSeq2SeqLM.from_pretrained` loads: config, weights, code, tokenizer, model card.
 
     `tokenizer` is a transformers tokenizer with the ids of the network, else ValueError. `generation` are fields of
     GenerationConfig, else ValueError, that stand beside or instead of the beam and the length penalty of the network's
-    data (4 and 0.6 where it has none) and a max_length of all positions. The folder appears whole and checked, or not
+    data (4 and 0.6 where it has none) and a max_length of all positions. README.md and metadata.json say how the folder
+    is used, and what was `measured` of the network. The folder appears whole and checked, or not
     at all (see to_huggingface). An existing one raises FileExistsError, unless `overwrite` is set and it holds nothing
     but such an export. Returns `folder`.
     """
@@ -121,7 +126,8 @@ def save_huggingface(
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(model_card(folder.name, model, tokenizer is not None))
+        exported, use = exported_as(model.config, model.dtype), card_use(subnet, model, tokenizer is not None)
+        write_card(temporary, subnet, exported, measured or Measured(), folder.name, use)
         check(subnet, HatForConditionalGeneration.from_pretrained(temporary))
 
     write_folder(folder, write, (*MODEL_FILES, *TOKENIZER_FILES), overwrite)
@@ -214,49 +220,55 @@ def model_of(tokenizer: Tokenizer) -> Any:
     return json.loads(tokenizer.to_str())["model"]
 
 
-def model_card(name: str, model: HatForConditionalGeneration, tokenizer: bool) -> str:
-    """The text of README.md."""
-    config = model.config
+def card_use(subnet: Transformer, model: HatForConditionalGeneration, tokenizer: bool) -> Use:
+    """How the folder is used, for its README.md and metadata.json."""
+    config, generation = model.config, model.generation_config
     load = "AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)"
     if tokenizer:
-        example = f'''from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+        example = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-folder = "{name}"  # where this is
+folder = "$folder"  # where this is
 model = {load}
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer(["A sentence."], padding=True, return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))'''
+print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
     else:
         example = f"""import torch
 from transformers import AutoModelForSeq2SeqLM
 
-folder = "{name}"  # where this is
+folder = "$folder"  # where this is
 model = {load}
-source = torch.tensor([[4, 5, {EOS}]])  # token ids, of which {PAD} is padding, {EOS} the end and {UNK} an unknown word
+source = torch.tensor([[4, 5, {EOS}]])  # token ids: {PAD} is padding, {EOS} the end and {UNK} an unknown word
 print(model.generate(source))"""
-    return f"""---
-library_name: transformers
-pipeline_tag: translation
-tags:
-- hardware-aware-transformers
----
-# Translation network cut out of a supernet
+    notes = f"""Encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}; decoder: width
+{config.decoder_embed_dim}, depth {config.decoder_layer_num}. Sentences have up to {config.max_positions} tokens, padded
+on either side in the source and on the right in the target. The network is of the HAT family (Hardware-Aware
+Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` in this folder; where the package
+`supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary."""
+    use = subnet.use()
+    chosen = {"beam": generation.num_beams, "length_penalty": generation.length_penalty}
+    facts = dict(use.facts) | {"generation": chosen | {"max_length": generation.max_length}}
+    return dataclasses.replace(use, facts=facts, snippet=lambda _: example, packages=(), files={}, notes=notes)
 
-A network of the HAT family (Hardware-Aware Transformers, arXiv 2005.14187).
 
-- encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}
-- decoder: width {config.decoder_embed_dim}, depth {config.decoder_layer_num}
-- {model.num_parameters():,} parameters
-- sentences of up to {config.max_positions} tokens, padded on either side in the source and on the right in the target
+def exported_as(config: HatConfig, dtype: torch.dtype) -> Exported:
+    """The description of the folder's network."""
+    tokens = {name: {"shape": ["batch", name], "dtype": "int64"} for name in ("input_ids", "decoder_input_ids")}
+    size, precision = config.target_vocab_size or config.vocab_size, str(dtype).removeprefix("torch.")
+    logits = {"logits": {"shape": ["batch", "decoder_input_ids", size], "dtype": precision}}
+    file = "model.safetensors"
+    programs = ("transformers", "safetensors", "tokenizers")
+    return Exported(
+        "huggingface", "transformers", precision, (file,), {file: tokens}, {file: logits}, programs=programs
+    )
 
-It needs transformers 5. Its code is `modeling_hat.py` and `layers.py` in this folder:
 
-```python
-{example}
-```
+def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> Path:
+    """`save_huggingface` as an entry of the table of formats, with the tokenizer that the network was trained with."""
+    from hat.data import read_tokenizer
 
-Where the package `supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary.
-"""
+    tokenizer = read_tokenizer(subnet.input_spec)
+    return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hat.decoding import Cache, DecoderPart, EncoderPart, Translation, empty_caches, plan, shapes, state_names, tensors
+from hat.deploying import translation_use
 from hat.layers import PAD, SPANS, Attention, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, sinusoids
 from supernet.elastic import (
     ElasticDepthwiseConv1d,
@@ -21,6 +22,7 @@ from supernet.elastic import (
     ElasticLinear,
     ElasticModuleList,
 )
+from supernet.metadata import Use
 from supernet.model import Part, RunPart, Supernet, WidthGroup, check_arguments, total
 from supernet.space import Choice, SearchSpace, as_tuples, truncate
 from supernet.values import integer, numbers, real
@@ -432,6 +434,9 @@ class Transformer(Supernet):
                 batch * self.beam,
             ),
         }
+
+    def use(self) -> Use:
+        return translation_use(self)
 
     def run_parts(self, run: RunPart, inputs: Sequence[Tensor]) -> Tensor:
         """The decoder goes through the previous tokens one by one."""

@@ -3,7 +3,12 @@
 from importlib import import_module
 from typing import Any
 
+from supernet.formats import Format
+
 FAMILIES = ("MobileNetV3",)  # the supernets, which saved networks name
+FORMATS = {
+    "timm": Format("ofa.timm:export_timm", "timm", packages=("timm", "safetensors"), families=("MobileNetV3",)),
+}
 
 _HOMES = {
     "LatencyTable": "ofa.latency_table",

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.blocks import InvertedResidual, activation, make_divisible, middle_width, reduced_width
+from ofa.preprocessing import Preprocessing, image_use
 from supernet.elastic import ElasticSequential
+from supernet.metadata import Use
 from supernet.model import Supernet, WidthGroup, check_arguments
 from supernet.space import Choice, SearchSpace, as_tuples, truncate
 from supernet.values import integer, numbers, real
@@ -234,6 +236,10 @@ class MobileNetV3(Supernet):
         return (
             torch.randn(batch, self.arguments["in_channels"], size, size, generator=torch.Generator().manual_seed(0)),
         )
+
+    def use(self) -> Use:
+        preprocessing = Preprocessing.of(self.input_spec, self.arguments["in_channels"], self.config.resolution)
+        return image_use(preprocessing, self.input_spec, self.arguments["num_classes"])
 
     @property
     def cost_terms(self) -> MobileNetV3Costs:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 import runpy
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models import mobilenetv3
+from timm.models import build_model_with_cfg, is_model, mobilenetv3, register_model
 from torch import nn
 
 from ofa.blocks import middle_width
 from ofa.mobilenet_v3 import FINAL, FIRST, LAST, STAGES, STEM, MobileNetV3, scaled
+from ofa.preprocessing import Preprocessing, fit_code, open_code
 from supernet.export import build as network_from
 from supernet.export import describe, write_folder
+from supernet.formats import Request
+from supernet.metadata import CARD_FILES, Exported, Measured, import_lines, write_card
 
 FORMAT = "supernet-timm-1"
-FILES = ("arch.json", "build.py", "model.safetensors")
+FILES = ("arch.json", "config.json", "build.py", "model.safetensors", *CARD_FILES)
+NOTES = """timm has no architecture of its own for this network: `build.py` registers it, and makes the network without
+`create_model`, too: `build.build(folder)`. Then `features_only=True`, `num_classes` and `in_chans` of `create_model`
+work as they do for timm's models, as do `forward_intermediates` and `reset_classifier` of the network."""
 TOLERANCE = 1e-6  # largest difference over largest output
 
 
@@ -37,8 +45,13 @@ def to_timm(subnet: MobileNetV3) -> mobilenetv3.MobileNetV3:
     return model.train(subnet.training)
 
 
-def save_timm(subnet: MobileNetV3, folder: str | Path, overwrite: bool = False) -> Path:
+def save_timm(
+    subnet: MobileNetV3, folder: str | Path, overwrite: bool = False, measured: Measured | None = None
+) -> Path:
     """Write `model.safetensors`, `arch.json` and `build.py`, which makes the network again with only timm.
+
+    `config.json` is timm's: once build.py is imported, `timm.create_model("local-dir:FOLDER", pretrained=True)` makes
+    the network, too. README.md and metadata.json say how it is used, and what was `measured` of it.
 
     The folder appears whole and checked, or not at all: what its build.py makes may differ from `subnet` by at most
     1e-6 of the largest output on random images in eval mode, else RuntimeError. An existing folder raises
@@ -50,11 +63,105 @@ def save_timm(subnet: MobileNetV3, folder: str | Path, overwrite: bool = False) 
         weights = {name: tensor.cpu().contiguous() for name, tensor in subnet.state_dict().items()}
         save_file(weights, temporary / "model.safetensors")
         (temporary / "arch.json").write_text(json.dumps(arch, indent=1) + "\n")
+        (temporary / "config.json").write_text(json.dumps(hub_config(arch), indent=1) + "\n")
         (temporary / "build.py").write_text(build_script())
-        check(subnet, runpy.run_path(str(temporary / "build.py"))["build"](temporary))
+        model = runpy.run_path(str(temporary / "build.py"))["build"](temporary)
+        check(subnet, model)
+        use = dataclasses.replace(subnet.use(), snippet=lambda _: snippet(subnet), notes=NOTES)
+        write_card(
+            temporary,
+            subnet,
+            exported_as(arch, subnet.conv_stem.weight.dtype),
+            measured or Measured(),
+            folder.name,
+            use,
+        )
 
     write_folder(folder, write, FILES, overwrite)
     return folder
+
+
+def export_timm(subnet: MobileNetV3, folder: Path, request: Request) -> Path:
+    """`save_timm` as an entry of the table of formats."""
+    return save_timm(subnet, folder, request.overwrite, request.measured)
+
+
+def hub_config(arch: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json, as timm writes it for the Hugging Face Hub."""
+    return {
+        "architecture": supernet_mobilenet_v3.__name__,
+        "num_classes": arch["kwargs"]["num_classes"],
+        "num_features": arch["kwargs"]["num_features"],
+        "model_args": {"arch_def": arch["arch_def"], "stem_stride": arch["stem_stride"], **arch["kwargs"]},
+        "pretrained_cfg": arch["pretrained_cfg"],
+    }
+
+
+def exported_as(arch: dict[str, Any], dtype: torch.dtype) -> Exported:
+    """The description of the folder's network."""
+    precision = str(dtype).removeprefix("torch.")
+    classes = arch["kwargs"]["num_classes"]
+    return Exported(
+        format="timm",
+        runtime="timm",
+        precision=precision,
+        files=("model.safetensors",),
+        inputs={"model.safetensors": {"x": {"shape": ["batch", *arch["input"]["input_size"]], "dtype": precision}}},
+        outputs={"model.safetensors": {"output": {"shape": ["batch", classes], "dtype": precision}}},
+        programs=("timm", "safetensors"),
+    )
+
+
+def snippet(subnet: MobileNetV3) -> str:
+    """The Python code of README.md."""
+    p = preprocessing_of(subnet)
+    imports = ["import sys", "import timm", "import torch", "import numpy as np", "from PIL import Image, ImageOps"]
+    config, image, resized, padded = "timm.data.resolve_model_data_config(model)", "open_image(path)", "", ""
+    if p.resolution != p.image_size:
+        size = [3 if p.color_order == "RGB" else 1, *p.image_size]
+        config = f'timm.data.resolve_model_data_config(model, args={{"input_size": {size}}})'
+        antialias = p.resolution[0] < max(p.image_size)
+        resized = f"""
+    # The network's resolution is not that of its data: the normalized numbers are resized.
+    images = torch.nn.functional.interpolate(images, {p.resolution}, mode="bilinear", antialias={antialias})"""
+    if p.fit == "pad":  # timm pads with another colour
+        image = "padded(open_image(path))"
+        padded = f'''
+
+def padded(image):
+    """The image on its background."""
+{textwrap.indent(fit_code(p), "    ")}
+    return image
+'''
+    return f'''{import_lines(imports)}
+
+folder = "$folder"  # where this is
+sys.path.insert(0, folder)
+import build  # tells timm of the architecture
+
+model = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
+classes = model.pretrained_cfg.get("label_names") or range(model.num_classes)
+config = {config}
+transform = timm.data.create_transform(**config)
+
+
+{open_code(p)}{padded}
+
+def classify(path):
+    """The class of an image file, and its probability."""
+    images = transform({image})[None]{resized}
+    with torch.inference_mode():
+        probabilities = model(images).softmax(-1)[0]
+    best = int(probabilities.argmax())
+    return classes[best], float(probabilities[best])
+
+
+print(classify("picture.jpg"))
+'''
+
+
+def preprocessing_of(subnet: MobileNetV3) -> Preprocessing:
+    return Preprocessing.of(subnet.input_spec, subnet.arguments["in_channels"], subnet.config.resolution)
 
 
 def from_timm(folder: str | Path) -> MobileNetV3:
@@ -68,7 +175,8 @@ def from_timm(folder: str | Path) -> MobileNetV3:
         if not isinstance(arch, dict) or arch.get("format") != FORMAT:
             raise ValueError(f"arch.json is not of the format {FORMAT!r}")
         subnet, weights = network_from(arch["subnet"]), load_file(folder / "model.safetensors")
-        if architecture(subnet) != arch:
+        expected = architecture(subnet)
+        if any(arch[name] != expected[name] for name in ("arch_def", "kwargs", "stem_stride", "subnet")):
             raise ValueError("arch.json: the timm network is not that of the subnet's config")
         subnet.to(weights["conv_stem.weight"].dtype).load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -116,12 +224,31 @@ def architecture(subnet: MobileNetV3) -> dict[str, Any]:
             "std": spec.get("std"),
             "num_classes": arguments["num_classes"],
         },
+        "pretrained_cfg": pretrained_cfg(subnet),
         "subnet": describe(subnet),
     }
     return json.loads(json.dumps(arch))  # tuples as the lists that come back from the file
 
 
-# The next two functions are also the text of build.py: they may use only what `build_script` imports there.
+def pretrained_cfg(subnet: MobileNetV3) -> dict[str, Any]:
+    """What timm is to know of the weights: the preprocessing, the classes, and the layers that a fine-tuning adapts."""
+    spec = subnet.input_spec
+    names, license = spec.get("class_names"), spec.get("license")
+    config = {
+        "architecture": supernet_mobilenet_v3.__name__,
+        "num_classes": subnet.arguments["num_classes"],
+        "pool_size": None,
+        "first_conv": "conv_stem",
+        "classifier": "classifier",
+        "description": "a MobileNetV3 that was cut out of a supernet without retraining",
+        "paper_ids": "arXiv:1908.09791",
+    }
+    config |= {"label_names": list(names)} if names else {}
+    config |= {"license": license} if license else {}
+    return config | preprocessing_of(subnet).to_timm()
+
+
+# The next functions are also the text of build.py: they may use only what `build_script` imports there.
 
 
 def network(arch: dict) -> mobilenetv3.MobileNetV3:
@@ -141,8 +268,26 @@ def network(arch: dict) -> mobilenetv3.MobileNetV3:
     model.conv_stem.stride = (arch["stem_stride"], arch["stem_stride"])
     for info in model.feature_info:
         info["reduction"] = info["reduction"] * arch["stem_stride"] // 2
-    model.pretrained_cfg = model.default_cfg = arch["input"]
+    model.pretrained_cfg = model.default_cfg = arch["pretrained_cfg"]
     return model
+
+
+def supernet_mobilenet_v3(
+    pretrained: bool = False, arch_def: list | None = None, stem_stride: int = 2, **kwargs
+) -> nn.Module:
+    """What timm.create_model calls for this architecture, with the `model_args` of config.json."""
+
+    def make(**kwargs) -> mobilenetv3.MobileNetV3:
+        return network({"arch_def": arch_def, "stem_stride": stem_stride, "kwargs": kwargs, "pretrained_cfg": {}})
+
+    features = {"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"}
+    return build_model_with_cfg(make, "supernet_mobilenet_v3", pretrained, feature_cfg=features, **kwargs)
+
+
+def register() -> None:
+    """Make the architecture known to timm, whose `create_model("local-dir:FOLDER", pretrained=True)` then works."""
+    if not is_model("supernet_mobilenet_v3"):
+        register_model(supernet_mobilenet_v3)
 
 
 def build(folder: str | Path) -> mobilenetv3.MobileNetV3:
@@ -163,11 +308,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from timm.models import mobilenetv3
+from timm.models import build_model_with_cfg, is_model, mobilenetv3, register_model
 from torch import nn
 
 
 {inspect.getsource(network)}
+
+{inspect.getsource(supernet_mobilenet_v3)}
+
+{inspect.getsource(register)}
+
+register()
+
 
 {inspect.getsource(build)}
 
@@ -189,3 +341,6 @@ def check(subnet: MobileNetV3, model: nn.Module) -> None:
     difference, largest = (model(images) - expected).abs().max().item(), expected.abs().max().item()
     if not difference <= TOLERANCE * largest:
         raise RuntimeError(f"the timm network differs from the subnet by {difference:.3g}; outputs reach {largest:.3g}")
+
+
+register()

@@ -11,7 +11,6 @@ from typing import Any
 
 __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "records", "specialize"]
 
-FORMATS = ("onnx", "timm", "huggingface")
 LOADERS = {"holdout": "val_dataloader", "test": "test_dataloader"}  # of a data module, by what they load
 # Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
@@ -282,66 +281,73 @@ def export(
     out: str,
     format: str = "onnx",
     architecture: str | None = None,
+    batch: int | str = 1,
+    opset: int | None = None,
     data: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Path]:
     """Write a subnet in other programs' formats, each checked against the torch network.
 
+    Beside the files of each format, metadata.json and README.md say how they are used, and what was measured where
+    `subnet` is a folder that `specialize` wrote.
+
     Args:
         subnet: folder of a saved subnet, or of a supernet if `architecture` is given.
         out: folder to write to; files or a folder per format.
-        format: comma-separated: onnx; timm, of a convolutional network; huggingface, of a translation network.
+        format: comma-separated, of {formats}: timm is for convolutional networks, huggingface for translation.
         architecture: which subnet of a supernet: largest, smallest, or a JSON or YAML file of its config.
-        data: a YAML file with class_path and init_args, to recalibrate BatchNorm of a supernet's subnet on; the data
-            the supernet was trained on if left out.
+        batch: how many inputs the files take at once, or dynamic, any number; not for timm and huggingface, which take
+            any, and ExecuTorch has no dynamic.
+        opset: version of the operators of ONNX files, 17 or later; 20 if left out.
+        data: a YAML file with class_path and init_args, to recalibrate BatchNorm of a supernet's subnet on, and to take
+            the ranges of int8 layers from; the data the supernet was trained on if left out.
         overwrite: let it replace an earlier export.
 
     Returns:
         {format: what was written}
     """
-    formats = list(dict.fromkeys(name.strip() for name in format.split(",")))
-    for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"format: {name!r} is not one of {', '.join(FORMATS)}")
     import_families()
-    import hat
-    import ofa
-    from hat.data import read_tokenizer
-    from supernet.export import PLAN, write_folder, write_onnx
+    from supernet.formats import Request, check_network, check_place, check_request, known_formats, write_export
 
-    network, _ = load_subnet(subnet, architecture, data, ())
-    for name, family in (("timm", ofa.MobileNetV3), ("huggingface", hat.Transformer)):
-        if name in formats and not isinstance(network, family):
-            raise ValueError(f"format: {name} is for a {family.__name__}, and {subnet} is a {type(network).__name__}")
-    tokenizer = read_tokenizer(network.input_spec) if "huggingface" in formats else None
+    names = list(dict.fromkeys(name.strip() for name in format.split(",")))
+    check_request(names, batch, opset)
+    network, module = load_subnet(subnet, architecture, data, ())
+    check_network(names, network, subnet)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = list(network.parts())
-    targets = {
-        "onnx": folder / "subnet.onnx" if parts == ["subnet"] else folder / "onnx",
-        "timm": folder / "timm",
-        "huggingface": folder / "huggingface",
-    }
-    for name in formats:
-        if targets[name].exists() and not overwrite:
-            raise FileExistsError(f"{targets[name]} already exists: choose another --out, or --overwrite true")
-    for name in formats:
-        if name == "onnx":
-            if parts == ["subnet"]:
-                write_onnx(network, folder)
-            else:
-                files = [f"{part}.onnx" for part in parts] + [PLAN]
-                write_folder(targets[name], lambda temporary: write_onnx(network, temporary), files, overwrite)
-        elif name == "timm":
-            from ofa.timm import save_timm
+    for name in names:
+        check_place(network, name, folder, overwrite)
+    seen = None
+    if data or any(known_formats()[name].calibrates for name in names):
+        from recipes.device_files import seen_by_parts
 
-            save_timm(network, targets[name], overwrite=overwrite)
-        else:
-            from hat.huggingface import save_huggingface
+        module = module or make_data(read_section(subnet, data), ())
+        network.check_data(module.input_spec)
+        network.input_spec = module.input_spec | network.input_spec  # older networks lack some of it
+        if any(known_formats()[name].calibrates for name in names):
+            seen = seen_by_parts(network, 1 if isinstance(batch, str) else batch, module.calibration_batches())
+    request = Request(batch, opset, seen, measured_of(subnet, network), overwrite)
+    written = {}
+    for name in names:
+        written[name] = write_export(network, name, folder, request)
+        print(f"{name}: {written[name]}")
+    return written
 
-            save_huggingface(network, targets[name], tokenizer, overwrite=overwrite)
-        print(f"{name}: {targets[name]}")
-    return {name: targets[name] for name in formats}
+
+def measured_of(folder: str, network: Any) -> Any:
+    """What the report.json beside a saved network says that was measured of it (a `Measured`); nothing without one."""
+    import json
+
+    from supernet.metadata import Measured
+
+    path = Path(folder) / "report.json"
+    if not path.is_file():
+        return Measured()
+    try:
+        report = json.loads(path.read_text())
+        of_it = report["config"] == json.loads(json.dumps(dataclasses.asdict(network.config)))
+        return Measured.of(report) if of_it else Measured()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a report of specialize: {error}") from error
 
 
 def evaluate(

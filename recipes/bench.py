@@ -43,9 +43,10 @@ from predictors.measuring import (
 from predictors.runtimes import RUNTIMES, part_file
 from predictors.store import Store, digest, network_id
 from recipes import FIRST_SAMPLES
-from recipes.device_files import FILES, trim, write_part, write_parts, writers, written_by
+from recipes.device_files import FILES, trim, write_device_card, write_part, write_parts, writers, written_by
 from recipes.report import draw_front, write_page
 from supernet.export import PLAN, write_folder, write_network
+from supernet.metadata import Metric
 from supernet.model import Part, Supernet, calibrate
 from supernet.training import evaluate_items, evaluate_network
 
@@ -506,11 +507,15 @@ class Bench:
         """The winner's files, all or none: the saved subnet, those that the device loads, the report and the front."""
         subnet = self.calibrated(config)
         files = self._files(config, "final")  # those that were timed, if they were
+        computed = {"runtime": self.device.runtime, "precision": self.device.precision}
+        metric = Metric.of(self.file_items(config, "test"), report["figure"], "test", **computed)
+        report["metric"] = dataclasses.asdict(metric)
 
         def write(temporary: Path) -> None:
             write_network(subnet, temporary, self.section)
             for file in files:
                 shutil.copyfile(file, temporary / file.name)
+            write_device_card(subnet, self.device, temporary, report, folder.name)
             text = json.dumps(json.loads(json.dumps(report, default=float), parse_constant=lambda _: None), indent=1)
             (temporary / "report.json").write_text(text + "\n")  # JSON has no NaN, and no infinity
             draw_front(report).savefig(temporary / "front.png", dpi=120)

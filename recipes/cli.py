@@ -73,6 +73,7 @@ def run(argv: list[str]) -> None:
         from jsonargparse import ArgumentParser
 
         verb = getattr(import_module("recipes"), command)
+        verb.__doc__ = with_formats(verb.__doc__)
         parser = ArgumentParser(
             prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False
         )
@@ -87,6 +88,17 @@ def run(argv: list[str]) -> None:
         print(usage())
         if command not in ("-h", "--help"):
             raise ValueError(f"{command!r} is not a command")
+
+
+def with_formats(text: str) -> str:
+    """A verb's help with the names of all formats in the place of {formats}."""
+    if "{formats}" not in text:
+        return text
+    from recipes import import_families
+    from supernet.formats import known_formats
+
+    import_families()
+    return text.replace("{formats}", ", ".join(known_formats()))
 
 
 def keep_freed_memory() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +26,15 @@ from supernet.export import (
     quantize_openvino,
     write_plan,
 )
+from supernet.formats import FORMATS, Request, exported_as, saved_as
+from supernet.metadata import CARD_FILES, Measured, write_card
 from supernet.model import Part, Supernet
 
 PART_FILES = tuple(
     f"{part}{suffix}" for part in ("subnet", "encoder", "decoder") for suffix in (*SUFFIXES, ".bin")
 )  # of any family, for any runtime
-FILES = (*NETWORK_FILES, *PART_FILES, PLAN, "report.json", "report.html", "front.png")
+USE_FILES = ("translate.py", "tokenizer.json")  # of any family, beside its files
+FILES = (*NETWORK_FILES, *PART_FILES, PLAN, *USE_FILES, *CARD_FILES, "report.json", "report.html", "front.png")
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 
@@ -95,6 +100,21 @@ def seen_by_parts(
             break
     sizes = {name: None if part.dynamic else batch for name, part in parts.items()}
     return {name: [some for feeds in seen[name] for some in batches(feeds, sizes[name])] for name in parts}
+
+
+def write_device_card(network: Supernet, device: Device, folder: Path, report: Mapping[str, Any], called: str) -> None:
+    """Write metadata.json, README.md and what else is used with a device's files to their folder, which will be
+    `called` so."""
+    suffixes = {".onnx", ".xml", ".pte"} & {file.suffix for file in folder.iterdir()}
+    names = [name for name, format in FORMATS.items() if format.suffix in suffixes]
+    parts = network.parts(device.batch)
+    if names:
+        name = next((name for name in names if FORMATS[name].precision == device.precision), names[0])
+        exported = exported_as(network, name, parts, Request(device.batch))
+    else:
+        exported = saved_as(network, parts)
+    exported = dataclasses.replace(exported, runtime=device.runtime)
+    write_card(folder, network, exported, Measured.of(report), called)
 
 
 def written_by(runtime: str, precision: str) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ FORMAT = 1
 PLAN = "run.json"  # how the files of a network in several parts run
 NETWORK_FILES = DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
 ONNX_OPSET = 20  # the newest that both of torch's exporters write
+NEWER_EXPORTERS_LEAST = 18  # opset: for older ones torch's newer exporter has no operators
 TOLERANCE = 1e-4  # largest difference over largest output
 
 
@@ -162,10 +163,21 @@ def as_inputs(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.as_tensor(x) for x in given)
 
 
-def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
-    """`to_onnx` of a module with several outputs, or with axes of any size."""
+def part_to_onnx(
+    part: Part,
+    path: str | Path,
+    fast: bool = False,
+    opset: int = ONNX_OPSET,
+    properties: Mapping[str, str] | None = None,
+) -> Path:
+    """`to_onnx` of a module with several outputs, or with axes of any size, in operators of the version `opset`.
+
+    The file states the oldest format version that has these operators, so that old runtimes load it. `properties` are
+    written into the file's metadata_props.
+    """
     path, model = Path(path), part.module
     check_float32(model)
+    fast = fast or opset < NEWER_EXPORTERS_LEAST
     dynamic = [dict.fromkeys(part.dynamic.get(name, ()), torch.export.Dim.DYNAMIC) for name in part.names]
 
     def write(temporary: Path) -> None:
@@ -181,7 +193,7 @@ def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
                 part.inputs,
                 str(temporary),
                 dynamo=not fast,
-                opset_version=ONNX_OPSET,
+                opset_version=opset,
                 external_data=False,
                 verbose=False,
                 input_names=list(part.names),
@@ -189,11 +201,29 @@ def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
                 dynamic_axes={name: dict(axes) for name, axes in part.dynamic.items()} if fast else None,
                 dynamic_shapes=grouped(model, dynamic) if part.dynamic and not fast else None,
             )
+        finish_onnx(temporary, opset, properties or {})
         check_onnx(part, temporary)
 
     with evaluating(model):
         write_atomically(path, write)
     return path
+
+
+def finish_onnx(path: Path, opset: int | None, properties: Mapping[str, str]) -> None:
+    """Write properties into an ONNX file, and the oldest format version that has its operators.
+
+    RuntimeError where its operators are not of the version `opset`; None accepts any.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    (found,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if found != (opset or found):
+        raise RuntimeError(f"torch wrote operators of opset {found}, not {opset}: choose another opset")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    properties = {prop.key: prop.value for prop in model.metadata_props} | dict(properties)
+    onnx.helper.set_model_props(model, properties)
+    onnx.save(model, path)
 
 
 def check_float32(model: nn.Module) -> None:
@@ -239,7 +269,12 @@ def write_plan(network: Supernet, folder: Path, batch: int = 1) -> bool:
     return plan is not None
 
 
-def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]]) -> Path:
+def quantize_onnx(
+    source: str | Path,
+    path: str | Path,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    properties: Mapping[str, str] | None = None,
+) -> Path:
     """Write an ONNX file of int8 layers from one of float32: static quantization, with no training.
 
     `batches` are inputs by name, of the shapes that the file takes; the ranges of all activations are the smallest and
@@ -285,12 +320,49 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Mappin
                 if seen:
                     raise
                 raise ValueError("quantization needs at least one batch to calibrate on") from error
+        if properties is not None:
+            finish_onnx(temporary, None, properties)
         for output in onnx_session(temporary).run(None, dict(seen[0])):
             if not np.isfinite(output).all():
                 raise ValueError(f"{source} quantized gives outputs that are no finite numbers")
 
     write_atomically(path, write)
     return path
+
+
+def to_openvino(part: Part, source: str | Path, path: str | Path) -> Path:
+    """Write an .xml file for OpenVINO, and a .bin file beside it, from a part's float32 .onnx file.
+
+    The files appear whole and checked, or not at all: OpenVINO's output in float32 may differ from the module's by at
+    most 1e-4 of the largest, else RuntimeError.
+    """
+    require("openvino", "openvino")
+    import openvino
+
+    model = openvino.convert_model(Path(source))
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = compiled(feed)
+        return {output.any_name: found[output] for output in compiled.outputs}
+
+    check_outputs(part, run, "OpenVINO")
+    save_openvino(model, Path(path))
+    return Path(path)
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write an OpenVINO model as `path`, an .xml file, and the .bin file beside it."""
+    import openvino
+
+    if path.suffix != ".xml":
+        raise ValueError(f"OpenVINO's files are named .xml, not {path.name}")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        openvino.save_model(model, written := Path(folder) / path.name, compress_to_fp16=False)
+        for file in (written.with_suffix(".bin"), written):  # the file that names the other comes last
+            sync(file)
+            os.replace(file, path.parent / file.name)
+    sync(path.parent)
 
 
 def quantize_openvino(source: str | Path, path: str | Path, batches: Iterable[Mapping[str, np.ndarray]]) -> Path:
@@ -320,12 +392,7 @@ def quantize_openvino(source: str | Path, path: str | Path, batches: Iterable[Ma
     for output in openvino.compile_model(quantized, "CPU")(batches[0]).values():
         if not np.isfinite(output).all():
             raise ValueError(f"{source} quantized gives outputs that are no finite numbers")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        openvino.save_model(quantized, written := Path(folder) / path.name, compress_to_fp16=False)
-        for file in (written.with_suffix(".bin"), written):  # the file that names the other comes last
-            sync(file)
-            os.replace(file, path.parent / file.name)
-    sync(path.parent)
+    save_openvino(quantized, path)
     return path
 
 
@@ -476,26 +543,31 @@ def onnx_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@torch.no_grad()
 def check_onnx(part: Part, path: Path) -> float:
-    """The largest difference between file and module over the largest output; above the tolerance, RuntimeError.
-
-    The inputs are `drawn_anew`.
-    """
-    inputs = drawn_anew(part.inputs)
+    """`check_outputs` of an ONNX file in onnxruntime."""
     session = onnx_session(path)
-    feed = {name: x.cpu().numpy() for name, x in zip(part.names, inputs, strict=True)}
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(part.outputs, session.run(list(part.outputs), feed), strict=True))
+
+    return check_outputs(part, run, "ONNX")
+
+
+@torch.no_grad()
+def check_outputs(part: Part, run: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]], kind: str) -> float:
+    """The largest difference between a file that `run` runs and the module, over the largest output; above the
+    tolerance, RuntimeError. The inputs are `drawn_anew`."""
+    inputs = drawn_anew(part.inputs)
+    found = run({name: x.cpu().numpy() for name, x in zip(part.names, inputs, strict=True)})
     made = part.module(*inputs)
     worst = 0.0
-    for name, expected, found in zip(
-        part.outputs, [made] if isinstance(made, Tensor) else made, session.run(list(part.outputs), feed), strict=True
-    ):
-        expected, found = expected.cpu().double(), torch.from_numpy(found).double()
+    for name, expected in zip(part.outputs, [made] if isinstance(made, Tensor) else made, strict=True):
+        expected, x = expected.cpu().double(), torch.from_numpy(found[name]).double()
         largest = expected.abs().max().item() or 1.0  # all zero: the file's must be nearly so
-        difference = (found - expected).abs().max().item()
+        difference = (x - expected).abs().max().item()
         if not difference <= TOLERANCE * largest:
             raise RuntimeError(
-                f"{name} of the ONNX file differs from the model's by {difference:.3g}; it reaches {largest:.3g}"
+                f"{name} of the {kind} file differs from the model's by {difference:.3g}; it reaches {largest:.3g}"
             )
         worst = max(worst, difference / largest)
     return worst

@@ -115,6 +115,13 @@ class Supernet(nn.Module, ABC):
         """How the parts run as one inference, in JSON values; None where there is one part."""
         return None
 
+    def use(self) -> Any:
+        """A `supernet.metadata.Use`: how someone who has only the exported files makes inputs and reads outputs.
+
+        None where the family does not say it: the files then state shapes and types alone.
+        """
+        return None
+
     def run_parts(self, run: RunPart, inputs: Sequence[Tensor]) -> Tensor:
         """What `forward` returns for these inputs, computed by what `parts` was exported to."""
         ((name, part),) = self.parts().items()

@@ -123,6 +123,7 @@ def test_the_winner_meets_the_budget_and_is_what_the_report_says(folder, tmp_pat
     report = specialize(str(folder), max_latency=50.0, out=str(out), **FEW)
     assert report["latency_ms"] <= 50 and report["confirmed_ms"] <= 50
     files = {"network.json", "network.safetensors", "subnet.onnx", "report.json", "report.html", "front.png"}
+    files |= {"metadata.json", "README.md"}
     assert {path.name for path in out.iterdir()} == files
     assert sum(p.numel() for p in load(out).parameters()) == report["params"]
     assert json.loads((out / "report.json").read_text())["budget_ms"] == 50
