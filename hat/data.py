@@ -270,7 +270,7 @@ def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
-        padding_side="left",
+        padding_side="right",  # of labels, too; models take sources that are padded on either side
         split_special_tokens=True,  # a text that says </s> does not end there
         **{name: SPECIALS[i] for name, i in names.items()},
     )

@@ -101,6 +101,7 @@ def save_huggingface(
             )
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = model.config.max_positions
+        tokenizer.padding_side = "right"  # as labels have to be padded
     spec = {"num_beams": "beam", "length_penalty": "length_penalty"}
     chosen = {name: subnet.input_spec.get(key, GENERATION[name]) for name, key in spec.items()}
     generation = {"max_length": model.config.max_positions} | chosen | dict(generation or {})
