@@ -396,7 +396,7 @@ def evaluate(
         from hat.translation import bleu_metric, choose_tokenizer
 
         sources, references = module.texts(split)
-        tokenize = tokenize or choose_tokenizer(module.input_spec.get("target"), references)
+        tokenize = tokenize or choose_tokenizer(module.input_spec.get("target_language"), references)
         bleu_metric(tokenize)  # what it needs is missing before the work, if it is
         others = [] if against is None else [load(against)]
         for other in others:
