@@ -606,7 +606,8 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def check_right_padded(name: str, real: Tensor) -> None:
     """Raise ValueError where padding comes before a token, `real` (B, T) being True of tokens."""
-    if not (torch.jit.is_tracing() or torch.compiler.is_compiling()) and (real.long().diff(dim=1) > 0).any():
+    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if real.size(1) > 1 and not tracing and (real.long().diff(dim=1) > 0).any():
         raise ValueError(
             f"{name}: padding before a token; targets are padded on the right only, as a tokenizer with"
             ' padding_side = "right" does'

@@ -570,7 +570,7 @@ def test_gradients_are_the_same_with_activations_computed_again():
         model = ours(space=SPANNING, dropout=0.3).train()
         if checkpointing:
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-            model.encoder.layers[0].register_forward_hook(lambda *_: runs.append(1))
+            model.encoder.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
         torch.manual_seed(0)
         model(SOURCE, MASK, labels=TARGETS).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
