@@ -356,6 +356,11 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             initialization.ones_(module.weight)
             initialization.zeros_(module.bias)
 
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        source = torch.tensor([[UNK, UNK, EOS], [UNK, EOS, PAD]], device=self.device)
+        return {"input_ids": source, "attention_mask": source != PAD, "decoder_input_ids": source}
+
     def get_encoder(self, modality: str | None = None) -> HatEncoder:
         return self.encoder
 
@@ -484,8 +489,11 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if rest:
             raise ValueError(f"{len(previous)} targets of {len(encoded.memory)} sources: not the same number of each")
 
+        again = self.training and self.decoder.gradient_checkpointing  # a cache would be filled twice
+        if again and (use_cache or cache is not None):
+            raise ValueError("use_cache: with gradient checkpointing, training has no cache")
         if use_cache is None:
-            use_cache = cache is not None or (self.config.use_cache and labels is None)
+            use_cache = cache is not None or (self.config.use_cache and labels is None and not again)
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if cache is None:
@@ -559,7 +567,7 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             given = input_ids[:, past if input_ids.size(1) > past else 0 :]
         names = ("encoder_outputs", "attention_mask", "decoder_attention_mask", "use_cache", CACHE)
-        names += ("output_attentions", "output_hidden_states")
+        names += ("decoder_inputs_embeds", "output_attentions", "output_hidden_states")
         return {"decoder_input_ids": given} | {name: kwargs.get(name) for name in names}
 
     def _prepare_model_inputs(self, inputs: Tensor | None, bos_token_id: Any, model_kwargs: dict[str, Any]) -> Any:

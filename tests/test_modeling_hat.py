@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     DataCollatorForSeq2Seq,
     DynamicCache,
     EncoderDecoderCache,
@@ -208,6 +209,8 @@ SMALLEST |= dict(encoder_attention_heads=1, decoder_attention_heads=1, max_posit
 
 def test_what_is_missing_or_given_twice_is_named():
     model, encoded = ours(), ours().get_input_embeddings()(SOURCE)
+    with pytest.raises(ValueError, match="decoder_input_ids and decoder_inputs_embeds"):
+        model.generate(SOURCE, decoder_inputs_embeds=encoded, **GREEDY)
     for options, message in (
         (dict(decoder_input_ids=PREFIX), "input_ids or encoder_outputs"),
         (dict(input_ids=SOURCE), "decoder_input_ids or labels"),
@@ -249,6 +252,25 @@ def test_the_loss_of_a_batch_is_that_of_its_sentences():
         for source, mask, target in zip(SOURCE, MASK.bool(), TARGETS)
     ]
     torch.testing.assert_close(together, sum(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_collators_batch_of_an_exported_tokenizer_is_padded_as_the_model_needs(tmp_path, tokenizer, pairs, side):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = side
+    folder = save_huggingface(network(vocab_size=280, max_positions=80), tmp_path / "export", tokenizer)
+    model, tokenizer = HatForConditionalGeneration.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = [dict(tokenizer(source, text_target=target)) for source, target in pairs[:5]]
+    batch = DataCollatorForSeq2Seq(tokenizer, model)(rows)
+    assert (batch["labels"][:, 0] != -100).all() and (batch["input_ids"][:, 0] != PAD).all()
+    total = batch["labels"].ne(-100).sum()
+    alone = [
+        model(
+            torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]]), num_items_in_batch=total
+        ).loss.item()
+        for row in rows
+    ]
+    assert model(**batch).loss.item() == pytest.approx(sum(alone), rel=1e-5)
 
 
 def test_labels_of_part_of_a_target_are_right_where_the_decoder_is_given_all():
@@ -465,6 +487,13 @@ def test_no_padding_is_generated_and_no_translation_is_empty(options):
             assert until > 0 and PAD not in made[:until]
 
 
+def test_no_text_is_translated_to_nothing(tokenizer):
+    for token in (PAD, EOS):
+        model = favouring(token, vocab_size=280, max_positions=80)
+        for options in (dict(num_beams=1), dict(num_beams=3), dict(num_beams=3, early_stopping=True)):
+            assert all(translate(model, tokenizer, ["seven", "eight hundred and two"], max_length=4, **options))
+
+
 def hats_beam_search(model, source, beam, length_penalty, longest):
     """The best hypothesis of HAT's generator, which ends when `beam` are finished; None where that takes too long."""
     hypotheses, scores, finished = [[EOS]], torch.zeros(1), []
@@ -564,7 +593,8 @@ def test_two_vocabularies_are_resized_each_by_itself():
 # ---- training
 
 
-def test_gradients_are_the_same_with_activations_computed_again():
+@pytest.mark.parametrize("target", ["labels", "decoder_input_ids"])
+def test_gradients_are_the_same_with_activations_computed_again(target):
     gradients, runs = [], []
     for checkpointing in (False, True):
         model = ours(space=SPANNING, dropout=0.3).train()
@@ -572,10 +602,12 @@ def test_gradients_are_the_same_with_activations_computed_again():
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
             model.encoder.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
         torch.manual_seed(0)
-        model(SOURCE, MASK, labels=TARGETS).loss.backward()
+        model(SOURCE, MASK, **{target: TARGETS.clamp(min=PAD)}).logits.square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
     assert len(runs) == 2
+    with pytest.raises(ValueError, match="use_cache: with gradient checkpointing"):
+        model(SOURCE, MASK, PREFIX, use_cache=True)
 
 
 def test_eager_attention_trains_as_the_fused_one():
