@@ -1,4 +1,7 @@
-"""Hardware-Aware Transformers: translation supernets, elastic in width, depth, heads and attention span."""
+"""Hardware-Aware Transformers: translation supernets, elastic in width, depth, heads and attention span.
+
+Where a network computes or trains otherwise than the same one of HAT's code, on purpose, `hat.weights` says.
+"""
 
 from importlib import import_module
 from typing import Any
@@ -22,7 +25,7 @@ _HOMES = {
 }
 
 
-_MODULES = ("huggingface", "weights")  # imported when they are asked for
+_MODULES = ("huggingface", "translation", "weights")  # imported when they are asked for
 
 
 def __getattr__(name: str) -> Any:

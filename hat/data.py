@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ class ParallelText(pl.LightningDataModule):
 
     Args:
         dataset: a folder with train, valid and test, each as two line-aligned files SPLIT.SOURCE and SPLIT.TARGET or as
-            one SPLIT.tsv; hf:NAME or hf:NAME:CONFIG, a data set of Hugging Face's `datasets` with translations; or
-            numbers, number words that are made up on the spot (English and German).
-        source, target: the languages, as the files or columns are called.
+            one SPLIT.tsv; hf:NAME or hf:NAME:CONFIG, a data set of Hugging Face's `datasets`, on its hub or in a
+            folder, with a column for each language or a column `translation`, and the splits train, validation and
+            test; or numbers, number words that are made up on the spot (English and German).
+        source, target: the languages, as the files or columns are called. BLEU is of the target language's words.
         vocab_size: tokens of the byte-level BPE, shared by both languages, that is trained on the training split.
         tokenizer: a folder with a tokenizer to use instead; its special tokens are <s> 0, <pad> 1, </s> 2, <unk> 3.
         max_tokens: of a batch, padding included: pairs times the longer side.
@@ -118,6 +119,8 @@ class ParallelText(pl.LightningDataModule):
             "vocab_size": vocab_size,
             "source": source,
             "target": target,
+            "source_language": language_code(source),
+            "target_language": language_code(target),
             "source_length": round(float(np.mean([len(ids) for ids in held_out.sources]))),
             "target_length": round(float(np.mean([len(ids) for ids in held_out.targets]))),
             "max_length": max_length,
@@ -270,7 +273,7 @@ def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
-        padding_side="left",
+        padding_side="right",  # of labels, too; models take sources that are padded on either side
         split_special_tokens=True,  # a text that says </s> does not end there
         **{name: SPECIALS[i] for name, i in names.items()},
     )
@@ -342,7 +345,7 @@ def read_pairs(dataset: str, source: str, target: str) -> dict[str, Pairs]:
         return from_datasets(name, source, target)
     folder = Path(dataset)
     if not folder.is_dir():
-        raise ValueError(f"dataset: {dataset!r} is no folder, and neither numbers nor hf:NAME")
+        raise ValueError(f"dataset: {dataset!r} is not a folder, and neither numbers nor hf:NAME")
     return {split: read_split(folder, split, source, target) for split in SPLITS}
 
 
@@ -383,25 +386,108 @@ def read_lines(path: Path) -> list[str]:
     return decoded
 
 
+HF_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
 def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
+    """{split: pairs} of NAME or NAME:CONFIG, a data set of the hub, of a folder of files, or of save_to_disk."""
     try:
-        from datasets import load_dataset
+        import datasets
     except ImportError:
         raise ImportError("hf: needs the package datasets: pip install 'supernet[text]'") from None
     path, _, config = name.partition(":")
-    splits = load_dataset(path, config or None)
-    named = {"train": "train", "valid": "validation", "test": "test"}
-    for split in named.values():
-        if split not in splits:
-            raise ValueError(f"hf:{name} has no split {split!r}; it has {sorted(splits)}")
+    if any((Path(path) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        splits = datasets.load_from_disk(path)
+    else:
+        splits = datasets.load_dataset(path, config or None)
+    if not isinstance(splits, Mapping):
+        raise ValueError(f"hf:{name} is one split: save a DatasetDict with {', '.join(HF_SPLITS)}")
     pairs = {}
-    for split, theirs in named.items():
-        rows = splits[theirs]["translation"]
-        try:
-            pairs[split] = [(row[source] or "", row[target] or "") for row in rows]
-        except KeyError as error:
-            raise ValueError(f"hf:{name} has no language {error}; a row has {sorted(rows[0])}") from error
+    for split, names in HF_SPLITS.items():
+        found = next((name for name in names if name in splits), None)
+        if found is None:
+            raise ValueError(
+                f"hf:{name} has no split {' or '.join(map(repr, names))}; it has {', '.join(splits)}. Divide it with"
+                " train_test_split, save_to_disk the DatasetDict, and give dataset: hf:FOLDER"
+            )
+        rows = splits[found]
+        sides = [language_column(rows, language, f"hf:{name}, {found}") for language in (source, target)]
+        pairs[split] = list(zip(*sides))
     return pairs
+
+
+def language_column(rows: Any, language: str, where: str) -> list[str]:
+    """The texts in a language of a split of `datasets`; "" where there is none.
+
+    They are in a column of that language, or in the column `translation`, each row of which has them as {language:
+    text}, as a list of such, or as the lists {"language": [...], "translation": [...]}. ValueError names the columns.
+    """
+    columns = list(getattr(rows, "column_names", None) or rows)
+    translations = [as_mapping(row) for row in rows["translation"]] if "translation" in columns else []
+    if any(row is None for row in translations):
+        translations = []  # a text, as in a table with the columns source and translation
+    languages = sorted({key for row in translations for key in row})
+    for names, texts in (
+        (columns, lambda key: rows[key]),
+        (languages, lambda key: [row.get(key) for row in translations]),
+        (flat := [column for column in columns if column.startswith("translation.")], lambda key: rows[key]),
+    ):
+        if key := matching(names, language, where, "translation." if names is flat else ""):
+            column = ["" if text is None else text for text in texts(key)]
+            for number, text in enumerate(column):
+                if not isinstance(text, str):
+                    raise ValueError(f"{where}: {key} of row {number} is {text!r}, and not a text")
+            return column
+    known = f", and translation the languages {', '.join(languages)}" if languages else ""
+    raise ValueError(f"{where} has no language {language!r}: its columns are {', '.join(columns)}{known}")
+
+
+def as_mapping(row: Any) -> dict[str, str] | None:
+    """A row of a column `translation` as {language: text}; None where it is another thing."""
+    if row is None:
+        return {}
+    if isinstance(row, list):
+        pairs: dict[str, str] = {}
+        for part in row:
+            if not isinstance(part, Mapping):
+                return None
+            if "language" in part:
+                part = {part["language"]: next((part[key] for key in ("translation", "text") if key in part), None)}
+            pairs |= {key: text for key, text in part.items() if text is not None}  # rows of a table have all keys
+        return pairs
+    if not isinstance(row, Mapping):
+        return None
+    if row.keys() == {"language", "translation"}:
+        if isinstance(row["language"], str):
+            return {row["language"]: row["translation"]}
+        return dict(zip(row["language"], row["translation"]))
+    return dict(row)
+
+
+def matching(names: Sequence[str], language: str, where: str, prefix: str = "") -> str | None:
+    """The name of a language: the same, or with another case or separator (pt_BR, pt-br), or of the same language (pt).
+
+    ValueError where several are of the same language.
+    """
+    exact = prefix + language
+    if exact in names:
+        return exact
+    for form in (normal, lambda code: normal(code).partition("-")[0]):
+        found = [name for name in names if form(name.removeprefix(prefix)) == form(language)]
+        if len(found) > 1:
+            raise ValueError(f"{where} has {' and '.join(found)}: which is {language!r}?")
+        if found:
+            return found[0]
+    return None
+
+
+def language_code(name: str) -> str:
+    """The language of the name of a file's suffix or of a column: de of tok.de."""
+    return name.rpartition(".")[2]
+
+
+def normal(code: str) -> str:
+    return code.lower().replace("_", "-")
 
 
 NUMBERS, HELD_OUT = 4000, 200  # how many are made, and of those how many are valid's, and test's

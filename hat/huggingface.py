@@ -9,28 +9,23 @@ import copy
 import dataclasses
 import inspect
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
-from hat.deploying import SEARCH
 from hat.layers import BOS, EOS, PAD, UNK
 from hat.modeling_hat import HatConfig, HatForConditionalGeneration
 from hat.transformer import Transformer, TransformerConfig
+from hat.translation import GENERATION, bleu, chrf, compare_bleu, compare_chrf, import_sacrebleu, translate
 from supernet.export import build, describe, write_folder
 from supernet.formats import Request
 from supernet.metadata import CARD_FILES, Exported, Measured, Use, write_card
 
 TOLERANCE = 1e-6  # largest difference over largest output
-GENERATION = {"num_beams": SEARCH["beam"], "length_penalty": SEARCH["length_penalty"]}
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -51,7 +46,17 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-BOOTSTRAP = 1000
+__all__ = [  # of them, those of hat.translation are here, too
+    "bleu",
+    "chrf",
+    "compare_bleu",
+    "compare_chrf",
+    "from_huggingface",
+    "import_sacrebleu",
+    "save_huggingface",
+    "to_huggingface",
+    "translate",
+]
 
 
 def register() -> None:
@@ -106,6 +111,7 @@ def save_huggingface(
             )
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = model.config.max_positions
+        tokenizer.padding_side = "right"  # as labels have to be padded
     spec = {"num_beams": "beam", "length_penalty": "length_penalty"}
     chosen = {name: subnet.input_spec.get(key, GENERATION[name]) for name, key in spec.items()}
     generation = {"max_length": model.config.max_positions} | chosen | dict(generation or {})
@@ -269,124 +275,3 @@ def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> P
 
     tokenizer = read_tokenizer(subnet.input_spec)
     return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)
-
-
-@torch.inference_mode()
-def translate(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    num_beams: int = GENERATION["num_beams"],
-    length_penalty: float = GENERATION["length_penalty"],
-    max_tokens: int = 4096,
-    max_length: int | None = None,
-) -> list[str]:
-    """The translations of `texts`, in their order, by beam search in eval mode on the model's device.
-
-    `max_tokens` bounds a batch: its source tokens, with padding, times the hypotheses of each. A translation ends
-    after `max_length` tokens, where None is twice those of the longest text and 10 more; in any case with the model's
-    positions. ValueError for a text of more tokens than there are positions.
-    """
-    if isinstance(texts, str):
-        raise TypeError("texts is one string: give a sequence of them")
-    if num_beams < 1:
-        raise ValueError(f"num_beams = {num_beams}: at least 1")
-    positions = model.config.max_position_embeddings
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(f"tokenizer: it has {len(tokenizer)} tokens, the network {model.config.vocab_size}")
-    sources = [tokenizer(text)["input_ids"] or [EOS] for text in texts]
-    for number, source in enumerate(sources):
-        if len(source) > positions:
-            raise ValueError(f"text {number} has {len(source)} tokens: this network has {positions} positions")
-    if max_length is None:
-        max_length = 2 * max(map(len, sources), default=0) + 10
-    translations, training = [""] * len(texts), model.training
-    model.eval()
-    try:
-        for batch in batches([len(source) for source in sources], max_tokens // num_beams):
-            source = left_padded([sources[i] for i in batch]).to(model.device)
-            hypotheses = model.generate(
-                input_ids=source,
-                attention_mask=source != PAD,
-                num_beams=num_beams,
-                length_penalty=length_penalty if num_beams > 1 else None,
-                max_new_tokens=min(max_length, positions),
-                max_length=None,  # of the model's generation config
-            )
-            for i, text in zip(batch, tokenizer.batch_decode(hypotheses, skip_special_tokens=True)):
-                translations[i] = text
-    finally:
-        model.train(training)
-    return translations
-
-
-def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sentences of similar lengths, longest first; a batch has at most `max_tokens`, with its padding."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        count = max(1, max_tokens // lengths[order[0]])
-        yield order[:count]
-        order = order[count:]
-
-
-def left_padded(sentences: Sequence[Sequence[int]]) -> Tensor:
-    """Sentences as one matrix (B, S) of ids, ending in the last column."""
-    longest = max(map(len, sentences))
-    return torch.tensor([[PAD] * (longest - len(sentence)) + list(sentence) for sentence in sentences])
-
-
-def import_sacrebleu() -> Any:
-    """sacrebleu's class BLEU; ImportError says what to install."""
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise ImportError("BLEU needs sacrebleu: pip install 'supernet[text]'") from error
-    return BLEU
-
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str], seed: int = 12345) -> dict[str, Any]:
-    """sacrebleu's BLEU of a corpus, {"bleu", "low", "high", "signature"}, with a 95 % interval of 1000 resamples.
-
-    The interval is the bootstrap's mean plus and minus half its width, as `sacrebleu --confidence` states it.
-    """
-    BLEU = import_sacrebleu()
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses of {len(references)} references")
-    metric = BLEU()
-    with sacrebleu_seed(seed):
-        score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=BOOTSTRAP)
-    mean, half = score._mean, score._ci
-    return {"bleu": score.score, "low": mean - half, "high": mean + half, "signature": str(metric.get_signature())}
-
-
-def compare_bleu(
-    hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], seed: int = 12345
-) -> dict[str, float]:
-    """By how much the BLEU of `hypotheses` is above that of `others`, {"difference", "difference_low",
-    "difference_high"}, with the 95 % interval of a paired bootstrap (Koehn 2004): both on the same 1000 resamples."""
-    metric = import_sacrebleu()()
-    from sacrebleu.significance import _bootstrap_resample, estimate_ci
-
-    if not len(hypotheses) == len(others) == len(references):
-        raise ValueError(f"{len(hypotheses)} and {len(others)} hypotheses of {len(references)} references")
-    scores, resampled = [], []
-    with sacrebleu_seed(seed):
-        for system in (hypotheses, others):
-            counts = metric._extract_corpus_statistics(list(system), [list(references)])
-            scores.append(metric._aggregate_and_compute(counts).score)
-            resampled.append(np.array([score.score for score in _bootstrap_resample(counts, metric, BOOTSTRAP)[1]]))
-    mean, half = (float(value) for value in estimate_ci(resampled[0] - resampled[1]))
-    return {"difference": scores[0] - scores[1], "difference_low": mean - half, "difference_high": mean + half}
-
-
-@contextmanager
-def sacrebleu_seed(seed: int) -> Iterator[None]:
-    """sacrebleu takes the seed of its resamples from nowhere but the environment."""
-    before = os.environ.get("SACREBLEU_SEED")
-    os.environ["SACREBLEU_SEED"] = str(seed)
-    try:
-        yield
-    finally:
-        os.environ.pop("SACREBLEU_SEED")
-        if before is not None:
-            os.environ["SACREBLEU_SEED"] = before

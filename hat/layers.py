@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,22 @@ def sinusoids(length: int, width: int) -> Tensor:
     return table
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a side keeps of one pass, where it is asked to: lists that its layers append to, each in their order.
+
+    `hidden_states` is each layer's input (B, N, width), then the last layer's output; `attentions` the weights of
+    self-attention (B, heads, N, M); `cross_attentions` of attention to the encoder (B, heads, T, span x S).
+    """
+
+    hidden_states: list[Tensor] | None = None
+    attentions: list[Tensor] | None = None
+    cross_attentions: list[Tensor] | None = None
+
+
+NOTHING = Record()
+
+
 class Embedding(nn.Module):
     """Token embeddings times the square root of their width, plus positions, with dropout: (B, N) -> (B, N, width)."""
 
@@ -42,8 +59,8 @@ class Embedding(nn.Module):
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """`rows` (B, N) or (N,) of the position table."""
-        x = self.tokens(tokens)
+        """`rows` (B, N) or (N,) of the position table. `tokens` are ids (B, N), or vectors of tokens (B, N, width)."""
+        x = tokens if tokens.is_floating_point() else self.tokens(tokens)
         width = x.size(-1)
         return self.dropout(x * width**0.5 + F.embedding(rows, self.positions[:, :width]))
 
@@ -75,31 +92,54 @@ class Attention(nn.Module):
         """Keys and values (B, heads, M, inner / heads)."""
         return self.split(self.k_proj(memory)), self.split(self.v_proj(memory))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """`mask`, to be broadcast to (B, heads, N, M), is True where a query sees a key."""
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """`mask`, to be broadcast to (B, heads, N, M), is True where a query sees a key.
+
+        With a list `weights`, attention is computed as two products, and its weights (B, heads, N, M) are appended.
+        """
         exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
-        if exporting and not causal and not self.training:
-            y = attention(q, k, v, mask)
+        dropout = self.dropout if self.training else 0.0
+        if weights is not None:
+            if causal:
+                mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril(k.size(2) - q.size(2))
+            weights.append(F.dropout(attention_weights(q, k, mask), dropout))
+            y = weights[-1] @ v
+        elif exporting and not causal and not self.training:
+            y = attention_weights(q, k, mask) @ v
         else:
-            dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.attend(self.split(self.q_proj(x)), keys, values, mask)
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        return self.attend(self.split(self.q_proj(x)), keys, values, mask, weights=weights)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """What `F.scaled_dot_product_attention` computes, in fewer layers than exporters write of that.
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """The weights (B, heads, N, M) that `F.scaled_dot_product_attention` gives the values.
 
-    Keys times queries, transposed: a single query then needs no transposed keys. Written as queries times keys,
-    OpenVINO 2026.4 computes attention of a single query to 16 keys or more, without a mask, wrongly; and it does not
-    compile what NNCF quantizes of an encoder.
+    Exporters write fewer layers of this than of that function. Keys times queries, transposed: a single query then
+    needs no transposed keys. Written as queries times keys, OpenVINO 2026.4 computes attention of a single query to 16
+    keys or more, without a mask, wrongly; and it does not compile what NNCF quantizes of an encoder.
     """
     scores = (k @ q.transpose(2, 3)).transpose(2, 3) * (1 / math.sqrt(q.size(-1)))
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) @ v
+    return scores.softmax(-1)
 
 
 class SelfAttention(Attention):
@@ -132,8 +172,10 @@ class SelfAttention(Attention):
                 nn.init.zeros_(conv.weight)
                 nn.init.ones_(conv.weight[..., -1 if causal else kernel_size // 2])
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Any = None) -> Tensor:
-        """`mask` (B, 1, 1, N), True where a token is no padding, of symmetric attention."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: Any = None, weights: list[Tensor] | None = None
+    ) -> Tensor:
+        """`mask` (B, 1, 1, N) of symmetric attention is True where a token is not padding; `weights`: see attend."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.kernel_size is not None:
             q, k, v = self.convolve(torch.cat([q, k, v], dim=-1), mask, cache)
@@ -143,11 +185,12 @@ class SelfAttention(Attention):
         steps, known = q.size(2), k.size(2)
         if self.causal and cache is not None:
             # The last query sees every key; only a step of several tokens needs a mask.
-            mask = (
-                None if steps == 1 else torch.ones(steps, known, dtype=torch.bool, device=x.device).tril(known - steps)
-            )
-            return self.attend(q, k, v, mask)
-        return self.attend(q, k, v, mask, self.causal)
+            if steps == 1:
+                return self.attend(q, k, v, weights=weights)
+            if known != steps:
+                mask = torch.ones(steps, known, dtype=torch.bool, device=x.device).tril(known - steps)
+                return self.attend(q, k, v, mask, weights=weights)
+        return self.attend(q, k, v, mask, self.causal, weights)
 
     def convolve(self, qkv: Tensor, mask: Tensor | None, cache: Any) -> list[Tensor]:
         """q, k and v, convolved; of (B, N, 3 inner)."""
@@ -219,8 +262,8 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, ffn, relu_power, kit)
         self.feed_forward_residual = Residual(width, dropout, normalize_before, kit)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.self_attention_residual(x, self.self_attention, mask)
+    def forward(self, x: Tensor, mask: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+        x = self.self_attention_residual(x, self.self_attention, mask, None, weights)
         return self.feed_forward_residual(x, self.feed_forward)
 
 
@@ -253,9 +296,18 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = Residual(width, dropout, normalize_before, kit)
         self.span = span
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
-        x = self.self_attention_residual(x, self.self_attention, None, cache)
-        x = self.cross_attention_residual(x, self.cross_attention, keys, values, mask)
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        cache: Any = None,
+        weights: list[Tensor] | None = None,
+        cross_weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        x = self.self_attention_residual(x, self.self_attention, None, cache, weights)
+        x = self.cross_attention_residual(x, self.cross_attention, keys, values, mask, cross_weights)
         return self.feed_forward_residual(x, self.feed_forward)
 
 
@@ -267,19 +319,30 @@ class Encoder(nn.Module):
         self.embedding, self.layers, self.kept = embedding, layers, kept
         self.norm = norm  # of pre-norm networks; applied to each output that is kept
 
-    def forward(self, source: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The outputs, and the mask (B, 1, 1, S) of the tokens that are no padding, nor left out by `given` (B, S)."""
+    def forward(self, source: Tensor, given: Tensor | None = None, record: Record = NOTHING) -> tuple[Tensor, Tensor]:
+        """The outputs, and the mask (B, 1, 1, S) of the tokens that are not padding, nor left out by `given` (B, S).
+
+        `source` may be the vectors of tokens (B, S, E), of which only `given` says which are padding.
+        """
         self.embedding.check(source.size(1))
-        real = source != PAD if given is None else (source != PAD) & given
+        real = source != PAD if source.dim() == 2 else source.new_ones(source.shape[:2], dtype=torch.bool)
+        real = real if given is None else real & given
         x = self.embedding(source, PAD + real.long().cumsum(1) * real)
         mask = real[:, None, None, :]
         outputs: list[Tensor] = []
         for layer in self.layers:
-            x = layer(x, mask)
+            if record.hidden_states is not None:
+                record.hidden_states.append(x)
+            x = self.run(layer, x, mask, record.attentions)
             outputs = [x, *outputs[: self.kept - 1]]
         if self.norm is not None:
             outputs = [self.norm(x) for x in outputs]
+        if record.hidden_states is not None:
+            record.hidden_states.append(outputs[0])
         return torch.stack(outputs, dim=1), mask
+
+    def run(self, layer: nn.Module, *arguments: Any) -> Tensor:
+        return layer(*arguments)
 
 
 class Decoder(nn.Module):
@@ -305,13 +368,28 @@ class Decoder(nn.Module):
         mask: Tensor,
         caches: Sequence[Any] | None = None,
         past: int | Tensor = 0,
+        record: Record = NOTHING,
     ) -> Tensor:
-        """With `caches`, one a layer, `previous` goes on after `past` tokens that they hold."""
+        """With `caches`, one a layer, `previous` goes on after `past` tokens that they hold.
+
+        `previous` may be the vectors of tokens (B, T, D).
+        """
         self.embedding.check(past + previous.size(1))
         x = self.embedding(previous, torch.arange(previous.size(1), device=previous.device) + (past + PAD + 1))
         masks: dict[int, Tensor] = {}
         for i, (layer, (keys, values)) in enumerate(zip(self.layers, keys_values)):
             if layer.span not in masks:
                 masks[layer.span] = mask.repeat(1, 1, 1, layer.span) if layer.span > 1 else mask
-            x = layer(x, keys, values, masks[layer.span], None if caches is None else caches[i])
-        return self.output(x if self.norm is None else self.norm(x))
+            if record.hidden_states is not None:
+                record.hidden_states.append(x)
+            cache = None if caches is None else caches[i]
+            lists = record.attentions, record.cross_attentions
+            x = self.run(layer, x, keys, values, masks[layer.span], cache, *lists)
+        if self.norm is not None:
+            x = self.norm(x)
+        if record.hidden_states is not None:
+            record.hidden_states.append(x)
+        return self.output(x)
+
+    def run(self, layer: nn.Module, *arguments: Any) -> Tensor:
+        return layer(*arguments)

@@ -1,4 +1,13 @@
-"""The yml files and checkpoints of HAT (mit-han-lab/hardware-aware-transformers), and our configs and names."""
+"""The yml files and checkpoints of HAT (mit-han-lab/hardware-aware-transformers), and our configs and names.
+
+A network of a checkpoint computes here what it computes in HAT's code, to rounding. Two things differ on purpose:
+
+- Encoder depth below the supernet's. HAT counts `arbitrary_ende_attn` from the end of the supernet's layers, and a
+  layer that is left out repeats its input: a shallower encoder's last outputs are copies of one output. Here the
+  decoder attends to the last layers that run. HAT's spaces have one encoder depth, for which the two are the same.
+- Dropout after the encoder's self-attention, in training. HAT scales each dropout by the share of the width that is
+  active, but not this one. Here it is scaled, too.
+"""
 
 from __future__ import annotations
 
@@ -135,6 +144,57 @@ IGNORED = (".version", ".embed_positions._float_tensor")  # no parameters
 # The meters of a published file, which nobody needs and whose classes are fairseq's.
 METERS = tuple(f"fairseq.meters.{name}" for name in ("AverageMeter", "StopwatchMeter", "TimeMeter"))
 
+# The arguments that a checkpoint was trained with, and the values of them that these networks compute; of any other
+# argument each value is right, or shows in the names and shapes of the tensors.
+OFF = (None, False, 0, "", "0", "None", "False", "false")
+ABSENT = {  # what these networks have not, in HAT or in the fairseq that it is made of
+    "vocab_original_scaling": "embeddings are multiplied by the square root of the width that is active",
+    "no_scale_embedding": "embeddings are multiplied by the square root of the width that is active",
+    "no_token_positional_embeddings": "sinusoidal positions are added to the embeddings",
+    "encoder_learned_pos": "positions are sinusoidal",
+    "decoder_learned_pos": "positions are sinusoidal",
+    "encoder_normalize_before": "norms are after the sublayers",
+    "decoder_normalize_before": "norms are after the sublayers",
+    "layernorm_embedding": "embeddings have no norm",
+    "adaptive_softmax_cutoff": "the output is one matrix",
+    "adaptive_input": "the embeddings of a side are one matrix",
+    "character_embeddings": "the embeddings of a side are one matrix",
+    "no_cross_attention": "each decoder layer attends to the encoder",
+    "cross_self_attention": "self-attention and attention to the encoder are two",
+    "layer_wise_attention": "the decoder attends to the last encoder layers",
+    "encoder_layers_to_keep": "layers are left out by a config of the space",
+    "decoder_layers_to_keep": "layers are left out by a config of the space",
+    "adaptive_attention_span": "attention is to the whole sentence",
+}
+
+
+def check_arguments(arguments: Any, supernet: Transformer) -> None:
+    """Raise ValueError where a checkpoint was trained with arguments by which it computes something else.
+
+    `arguments` are its argparse.Namespace, or a mapping; a checkpoint without them is not checked.
+    """
+    given = dict(arguments) if isinstance(arguments, Mapping) else vars(arguments)
+    for name, have in ABSENT.items():
+        if (value := given.get(name)) not in OFF:
+            raise ValueError(f"the checkpoint was trained with {name} = {value!r}; this network's {have}")
+    for name in ("activation_fn", "encoder_activation_fn", "decoder_activation_fn"):
+        if (value := given.get(name)) not in (*OFF, "relu"):
+            raise ValueError(f"the checkpoint was trained with {name} = {value!r}; this network's activation is relu")
+    ours = supernet.arguments
+    shared, tied = (given.get(name) for name in ("share_all_embeddings", "share_decoder_input_output_embed"))
+    if shared is not None and (shared not in OFF) != ours["share_embeddings"]:
+        raise ValueError(
+            f"the checkpoint was trained with share_all_embeddings = {shared!r}; this supernet has share_embeddings ="
+            f" {ours['share_embeddings']}"
+        )
+    if tied not in OFF and not ours["share_embeddings"]:
+        raise ValueError(
+            f"the checkpoint was trained with share_decoder_input_output_embed = {tied!r}; these networks share the"
+            " target's embeddings and the output only where the source's are the same matrix, too (share_embeddings)"
+        )
+    if (width := given.get("qkv_dim")) is not None and int(width) != ours["qkv_dim"]:
+        raise ValueError(f"the checkpoint was trained with qkv_dim = {width}; this supernet has {ours['qkv_dim']}")
+
 
 def published_names(supernet: Transformer) -> dict[str, tuple[str, ...]]:
     """{name in a published checkpoint: our names, of which it is the rows, one after another}.
@@ -193,14 +253,17 @@ def load(source: str | Path | Mapping[str, Any], supernet: Transformer) -> Trans
     """Load a published checkpoint (a file, or what it holds) into a supernet of its sizes; returns the supernet.
 
     The vocabulary's size is that of the checkpoint, which is padded to a multiple of 8. ValueError names what is
-    missing, unknown, of another shape or not finite, and leaves the supernet as it was.
+    missing, unknown, of another shape or not finite, or the argument of its training by which it computes what this
+    network does not, and leaves the supernet as it was. A file of the tensors alone does not have these arguments.
     """
     if isinstance(source, Mapping):
         state = source
     else:
         with torch.serialization.safe_globals([argparse.Namespace, *((argparse.Namespace, name) for name in METERS)]):
             state = read_checkpoint(source)
-    state = state.get("model", state)
+    arguments, state = state.get("args"), state.get("model", state)
+    if isinstance(arguments, (Mapping, argparse.Namespace)):
+        check_arguments(arguments, supernet)
     named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError("the checkpoint does not name tensors")

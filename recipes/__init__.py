@@ -357,6 +357,8 @@ def evaluate(
     split: str = "holdout",
     beam: int | None = None,
     length_penalty: float | None = None,
+    early_stopping: bool | None = None,
+    tokenize: str | None = None,
     against: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a subnet as it is, on the held-out part or, for a last look, the test set.
@@ -368,14 +370,21 @@ def evaluate(
         split: holdout or test.
         beam: hypotheses of a translation network's search; the data's if left out.
         length_penalty: the power of a translation's length that its score is divided by; the data's if left out.
-        against: folder of another saved translation network, whose BLEU is compared.
+        early_stopping: end a search when `beam` hypotheses are finished, as HAT does; if left out or false, when no
+            unfinished hypothesis can become better.
+        tokenize: sacrebleu's tokenizer for BLEU: 13a, intl, zh, ja-mecab (needs sacrebleu[ja]), ko-mecab (needs
+            sacrebleu[ko]), char, none, flores101 or flores200 (each needs sentencepiece and downloads a model); if left
+            out, that of the target language: zh for Chinese, ja-mecab for Japanese, ko-mecab for Korean, char for Thai,
+            Lao, Khmer, Burmese and Tibetan, 13a for others.
+        against: folder of another saved translation network, whose BLEU and chrF are compared.
 
     Returns:
         {"loss": mean cross entropy, "accuracy": fraction of right labels or tokens}; of an image network also
         "balanced_accuracy", the mean over the classes, and "per_class": {class: its accuracy}; of a translation network
-        also its
-        "perplexity" and sacreBLEU: "bleu", the bootstrap interval from "low" to "high", "signature", "beam" and
-        "length_penalty"; and the "difference" to the BLEU of another one, with the interval of a paired bootstrap
+        also its "perplexity", and of sacrebleu "bleu", with a bootstrap interval from "low" to "high" and a "signature"
+        that names the tokenizer, and "chrf", "chrf_low", "chrf_high" and "chrf_signature"; the search: "beam",
+        "length_penalty" and "early_stopping"; with `against`, "difference" and "chrf_difference", by how much BLEU and
+        chrF are above the other network's, with intervals of a paired bootstrap
     """
     if split not in LOADERS:
         raise ValueError(f"split: {split!r} is neither {' nor '.join(LOADERS)}")
@@ -391,30 +400,31 @@ def evaluate(
         module = make_data(read_section(subnet, data), [split])
     network.check_data(module.input_spec)
     if isinstance(network, hat.Transformer):
-        from hat.huggingface import bleu, compare_bleu, import_sacrebleu, to_huggingface, translate
+        from hat.translation import bleu_metric, choose_tokenizer
 
-        import_sacrebleu()  # before the work
+        sources, references = module.texts(split)
+        tokenize = tokenize or choose_tokenizer(module.input_spec.get("target_language"), references)
+        bleu_metric(tokenize)  # what it needs is missing before the work, if it is
         others = [] if against is None else [load(against)]
         for other in others:
             if not isinstance(other, hat.Transformer) or not other.extracted:
-                raise ValueError(f"against: {against} is no saved subnet of a translation supernet")
+                raise ValueError(f"against: {against} is not a saved subnet of a translation supernet")
             other.check_data(module.input_spec)
-    elif {beam, length_penalty, against} != {None}:
-        raise ValueError(f"beam, length_penalty and against are for translation networks, not {type(network).__name__}")
+    elif {beam, length_penalty, early_stopping, tokenize, against} != {None}:
+        raise ValueError(
+            "beam, length_penalty, early_stopping, tokenize and against are for translation networks, not"
+            f" {type(network).__name__}"
+        )
     loader = getattr(module, LOADERS[split])()
     figures = evaluate_classes(network, loader) if "classes" in module.input_spec else evaluate_network(network, loader)
     if isinstance(network, hat.Transformer):
-        sources, references = module.texts(split)
         search = {
             "beam": module.beam if beam is None else beam,
             "length_penalty": module.length_penalty if length_penalty is None else length_penalty,
+            "early_stopping": bool(early_stopping),
         }
-        hypotheses, *rest = [
-            translate(to_huggingface(one), module.tokenizer, sources, *search.values()) for one in (network, *others)
-        ]
-        figures |= {"perplexity": math.exp(figures["loss"])} | bleu(hypotheses, references) | search
-        for theirs in rest:
-            figures |= compare_bleu(hypotheses, theirs, references)
+        figures["perplexity"] = math.exp(figures["loss"])
+        figures |= score_translations([network, *others], module.tokenizer, sources, references, search, tokenize)
     told = {name: x for name, x in figures.items() if name != "per_class"}
     print(", ".join(f"{name} {f'{x:.4f}' if isinstance(x, float) else x}" for name, x in told.items()))
     return figures
@@ -444,6 +454,30 @@ def evaluate_classes(network: Any, batches: Any) -> dict[str, Any]:
     print(class_table(accuracies, dict(zip(accuracies, sizes))))
     mean = float(np.mean(list(accuracies.values())))
     return means(items) | {"balanced_accuracy": mean, "per_class": accuracies}
+
+
+def score_translations(
+    networks: Sequence[Any],
+    tokenizer: Any,
+    sources: Sequence[str],
+    references: Sequence[str],
+    search: dict[str, Any],
+    tokenize: str,
+) -> dict[str, Any]:
+    """BLEU and chrF of the first network's translations, and how they differ from those of the second if there is one.
+
+    `search` is the beam, the length penalty and whether a search stops early.
+    """
+    from hat.huggingface import to_huggingface
+    from hat.translation import bleu, chrf, compare_bleu, compare_chrf, translate
+
+    beam, length_penalty, early_stopping = search.values()
+    options = {"num_beams": beam, "length_penalty": length_penalty, "early_stopping": early_stopping}
+    ours, *others = [translate(to_huggingface(network), tokenizer, sources, **options) for network in networks]
+    figures = bleu(ours, references, tokenize=tokenize) | chrf(ours, references) | search
+    for theirs in others:
+        figures |= compare_bleu(ours, theirs, references, tokenize=tokenize) | compare_chrf(ours, theirs, references)
+    return figures
 
 
 def devices() -> dict[str, str]:

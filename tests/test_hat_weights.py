@@ -363,6 +363,50 @@ def test_networks_of_another_convention_are_refused(options, message):
             refused()
 
 
+COMPUTES_OTHERWISE = [
+    ("vocab_original_scaling", True, "width that is active"),
+    ("no_scale_embedding", True, "width that is active"),
+    ("activation_fn", "gelu", "activation is relu"),
+    ("no_token_positional_embeddings", True, "sinusoidal positions"),
+    ("decoder_learned_pos", True, "sinusoidal"),
+    ("encoder_learned_pos", "True", "sinusoidal"),
+    ("encoder_normalize_before", True, "norms are after"),
+    ("decoder_normalize_before", True, "norms are after"),
+    ("adaptive_softmax_cutoff", "1000,2000", "the output is one matrix"),
+    ("no_cross_attention", True, "attends to the encoder"),
+    ("layernorm_embedding", True, "no norm"),
+    ("share_all_embeddings", False, "share_embeddings = True"),
+    ("qkv_dim", 128, "this supernet has 64"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "have"), COMPUTES_OTHERWISE)
+@pytest.mark.parametrize("form", [lambda arguments: arguments, vars])
+def test_a_checkpoint_of_what_the_network_does_not_compute_is_refused(tmp_path, name, value, have, form):
+    arguments = argparse.Namespace(**{"share_all_embeddings": True, "activation_fn": "relu", name: value})
+    torch.save(checkpoint() | {"args": form(arguments)}, tmp_path / "x.pt")
+    net = make()
+    before = net.encoder.embedding.tokens.weight.clone()
+    with pytest.raises(ValueError, match=f"trained with {name} = {value!r}; .*{have}"):
+        load(tmp_path / "x.pt", net)
+    assert torch.equal(net.encoder.embedding.tokens.weight, before)
+
+
+@pytest.mark.parametrize("name", ["share_all_embeddings", "share_decoder_input_output_embed"])
+def test_a_checkpoint_that_shares_other_matrices_is_refused(name):
+    arguments = argparse.Namespace(**{"share_all_embeddings": False, name: True})
+    with pytest.raises(ValueError, match=f"{name} = True.* share"):
+        load(checkpoint() | {"args": arguments}, make(shared=False))
+
+
+def test_arguments_that_change_no_output_are_loaded():
+    names = dict.fromkeys((name for name, value, _ in COMPUTES_OTHERWISE if value is True), False)
+    others = dict(adaptive_softmax_cutoff=None, activation_dropout=0.2, left_pad_source="True", encoder_layerdrop=0.1)
+    arguments = argparse.Namespace(**names | others | {"share_all_embeddings": True, "activation_fn": "relu"})
+    net = load(checkpoint() | {"args": arguments}, make())
+    assert torch.equal(net.encoder.embedding.tokens.weight, published()["encoder.embed_tokens.weight"])
+
+
 def test_a_subnet_is_refused():
     subnet = make().extract()
     for refused in (lambda: load(published(), subnet), lambda: to_published(subnet)):

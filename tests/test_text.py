@@ -349,7 +349,7 @@ def test_a_setting_that_makes_no_sense_is_refused(options):
 
 
 def test_what_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no folder, and neither numbers nor hf:NAME"):
+    with pytest.raises(ValueError, match="not a folder, and neither numbers nor hf:NAME"):
         ParallelText(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="'fr' is not one of en, de"):
         ParallelText(target="fr")
@@ -387,6 +387,78 @@ def test_a_hugging_face_data_set_by_name_and_configuration(hugging_face):
 def test_a_hugging_face_data_set_without_the_language_is_told(hugging_face):
     with pytest.raises(ValueError, match="'fr'"):
         ParallelText("hf:name", target="fr", vocab_size=300)
+
+
+PAIRS_OF = {
+    "train": [(english(n), german(n)) for n in range(100, 200)],
+    "validation": [(english(n), german(n)) for n in range(300, 310)],
+    "test": [(english(n), german(n)) for n in range(400, 410)],
+}
+COLUMNS = {
+    "a column each": (lambda a, b: {"en": a, "de": b, "id": 3}, {}),
+    "codes of countries": (lambda a, b: {"en_US": a, "de_DE": b}, {}),
+    "languages of codes": (lambda a, b: {"en": a, "de": b}, {"source": "en_GB", "target": "de-AT"}),
+    "another case": (lambda a, b: {"EN": a, "De": b}, {}),
+    "translation": (lambda a, b: {"id": "x", "translation": {"en": a, "de": b}}, {}),
+    "translation, flat": (lambda a, b: {"translation.en": a, "translation.de": b}, {}),
+    "translation, listed": (lambda a, b: {"translation": [{"en": a}, {"de": b}]}, {}),
+    "translation, rows": (
+        lambda a, b: {"translation": [{"language": "de", "text": b}, {"language": "en", "text": a}]},
+        {},
+    ),
+    "translation, variable": (lambda a, b: {"translation": {"language": ["de", "en"], "translation": [b, a]}}, {}),
+    "source and translation": (
+        lambda a, b: {"source": a, "translation": b},
+        {"source": "source", "target": "translation"},
+    ),
+}
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("kind", ["files", "saved"])
+def test_a_data_set_of_any_columns_is_read(tmp_path, columns, kind):
+    datasets = pytest.importorskip("datasets")
+    row, languages = COLUMNS[columns]
+    rows = {split: [row(*pair) for pair in pairs] for split, pairs in PAIRS_OF.items()}
+    if kind == "files":
+        for split, lines in rows.items():
+            (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        whole = datasets.DatasetDict({split: datasets.Dataset.from_list(lines) for split, lines in rows.items()})
+        whole.save_to_disk(tmp_path)
+    data = ParallelText(f"hf:{tmp_path}", vocab_size=300, **languages)
+    assert [data.texts("test"), data.texts("holdout")] == [
+        tuple(map(list, zip(*PAIRS_OF[split]))) for split in ("test", "validation")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "splits", "message"),
+    [
+        ({"en": "one", "fr": "un"}, tuple(PAIRS_OF), r"train has no language 'de': its columns are en, fr"),
+        (
+            {"id": 1, "translation": {"en": "one", "fr": "un"}},
+            tuple(PAIRS_OF),
+            r"no language 'de': its columns are id, translation, and translation the languages en, fr",
+        ),
+        ({"en": "one", "de_DE": "eins", "de_AT": "eins"}, tuple(PAIRS_OF), r"has de_DE and de_AT: which is 'de'"),
+        ({"en": 1, "de": "eins"}, tuple(PAIRS_OF), r"en of row 0 is 1, and not a text"),
+        ({"en": "one", "de": "eins"}, ("train", "validation"), r"no split 'test'; it has train, validation.*save_to"),
+        ({"en": "one", "de": "eins"}, ("train", "test"), r"no split 'validation' or 'valid'.*; it has train, test"),
+        ({"en": "one", "de": "eins"}, None, r"is one split: save a DatasetDict"),
+    ],
+)
+def test_what_a_data_set_lacks_is_named_with_what_it_has(tmp_path, row, splits, message):
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_list([row] * 3)
+    (part if splits is None else datasets.DatasetDict(dict.fromkeys(splits, part))).save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=f"hf:.*set.* {message}"):
+        ParallelText(f"hf:{tmp_path / 'set'}", vocab_size=300)
+
+
+def test_the_languages_are_in_the_input_spec(tmp_path):
+    spec = in_folder(write_text(tmp_path)).input_spec
+    assert (spec["source_language"], spec["target_language"], spec["vocab_size"]) == ("en", "de", 300)
 
 
 def test_the_package_that_is_missing_is_told(monkeypatch):

@@ -106,7 +106,18 @@ def test_direct_search_evaluates_no_network_twice_and_goes_on_where_it_was(folde
 def test_evaluate_gives_loss_perplexity_and_bleu_of_an_inherited_subnet(folder):
     figures = evaluate(str(folder), architecture="smallest", split="test")
     assert figures["perplexity"] == pytest.approx(torch.tensor(figures["loss"]).exp().item())
-    assert 0 <= figures["low"] <= figures["high"] <= 100 and "version" in figures["signature"]
+    assert 0 <= figures["low"] <= figures["high"] <= 100 and "tok:13a" in figures["signature"]
+    assert 0 <= figures["chrf_low"] <= figures["chrf_high"] <= 100 and "nc:6|nw:0" in figures["chrf_signature"]
+    assert figures["beam"] == 2 and figures["early_stopping"] is False
+
+
+def test_evaluate_scores_with_the_tokenizer_and_the_search_that_are_asked_for(folder):
+    pytest.importorskip("sacrebleu")
+    few = dict(architecture="smallest", split="test", beam=2)
+    figures = evaluate(str(folder), tokenize="char", early_stopping=True, **few)
+    assert "tok:char" in figures["signature"] and figures["early_stopping"] is True
+    with pytest.raises(ValueError, match="tokenize: 'mecab' is not one of"):
+        evaluate(str(folder), tokenize="mecab", **few)
 
 
 def test_evaluate_compares_two_networks_with_the_search_that_is_asked_for(folder, tmp_path):
@@ -114,7 +125,8 @@ def test_evaluate_compares_two_networks_with_the_search_that_is_asked_for(folder
     few = dict(architecture="smallest", split="test", beam=1, length_penalty=1.0)
     figures = evaluate(str(folder), against=str(tmp_path / "largest"), **few)
     assert figures["beam"] == 1 and figures["length_penalty"] == 1.0
-    assert figures["difference_low"] <= figures["difference"] <= figures["difference_high"]
+    for name in ("difference", "chrf_difference"):
+        assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
     with pytest.raises(ValueError, match="beam = 0: at least 1"):
         evaluate(str(folder), architecture="smallest", beam=0)
 
