@@ -411,7 +411,8 @@ def serve(descriptor: int) -> None:
     """
     connection = Connection(descriptor)
     threading.Thread(target=end_with_stdin, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver ends this process
+    for signum in (signal.SIGINT, signal.SIGTERM):  # may go to the whole group; the driver ends this process
+        signal.signal(signum, signal.SIG_IGN)
     device = pickle.loads(connection.recv_bytes())
     if cpus := device.cpus():
         os.sched_setaffinity(0, cpus)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 
 from recipes import import_from_here, looked_in
 
@@ -23,17 +28,23 @@ WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expecte
 def main(argv: list[str] | None = None) -> None:
     """Run the command; an error of the user's is told, with exit status 1 (SUPERNET_TRACEBACK=1 shows where).
 
-    That of options that cannot be parsed is 2.
+    That of options that cannot be parsed is 2; 130 that of Ctrl-C, and 143 of SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     import_from_here()
     try:
-        run(argv)
-    except KeyboardInterrupt:
+        with terminable():
+            run(argv)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning makes a SystemExit(1) of a KeyboardInterrupt.
+        interrupt = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
         measures = argv[0] in ("measure", "specialize")
         kept = "; what was measured is kept, and the same command goes on from it" if measures else ""
-        print(f"supernet: interrupted{kept}", file=sys.stderr)
-        raise SystemExit(130) from None
+        terminated = isinstance(interrupt, Terminated)
+        print(f"supernet: {'terminated' if terminated else 'interrupted'}{kept}", file=sys.stderr)
+        raise SystemExit(143 if terminated else 130) from None
     except Exception as error:
         # The parser's, and Lightning's for a setting that makes no sense; importing them would slow every help.
         name = type(error).__name__
@@ -45,6 +56,27 @@ def main(argv: list[str] | None = None) -> None:
         if name == "ArgumentError":
             print(f"supernet {argv[0]} --help tells its options", file=sys.stderr)
         raise SystemExit(2 if name == "ArgumentError" else 1) from error
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what was begun is cleaned up as after Ctrl-C."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raises `Terminated` where SIGTERM (a plain `kill`) arrives, in the main thread."""
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plain(message: str) -> str:
@@ -125,6 +157,13 @@ def usage() -> str:
         "  test         ... on the test set.",
     ]
     lines += [f"  {name:<12} {summary}" for name, summary in verbs.items()]
+    lines += [
+        "",
+        "exit status: 0; 1 after an error, 2 for options that cannot be parsed, 75 of a fit that max_time ended,",
+    ]
+    lines += [
+        "130 after Ctrl-C, 143 after SIGTERM (the last three: the same command goes on; fit with --ckpt_path auto)"
+    ]
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,27 +14,70 @@ from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families, import_from_here
+from supernet.atomic import check_writable, lock_folder
 from supernet.data import check_module, gives, seeded
 from supernet.export import NETWORK_FILES, check_free, save
-from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
+from supernet.resuming import LAST, StopSignals, find_checkpoint, read_checkpoint, requeued
+from supernet.training import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    SubnetValidation,
+    SupernetTask,
+    ends,
+    is_finished,
+    locate,
+)
 from supernet.values import json_value
+
+UNFINISHED = 75  # exit status of a run that max_time ended; of sysexits.h: try again
+CKPT_PATH = (
+    "where to go on: auto (or last), the newest checkpoint of the run, also one that Lightning saved for a SLURM job"
+    " that is requeued; without one a fit begins, and a finished run is left as it is. hpc: the checkpoint of a"
+    " requeued job. Or a file. Under SLURM a fit goes on from the checkpoint of a requeued job by itself. Exit status"
+    f" of a fit: 0 finished, or ended by a callback; {UNFINISHED} ended by max_time, 143 by SIGTERM, 130 by Ctrl-C"
+)
 
 
 class EpochLines(ProgressBar):
-    """A line per epoch, for logs: where standard output is no terminal, Lightning's bars leave little of use."""
+    """A line per epoch, for logs: where standard output is no terminal, Lightning's bars leave little of use.
+
+    Figures of validation are in the lines of the epochs that were validated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validated: set[str] = set()  # names of validation's figures
+        self.fresh: set[str] = set()
 
     def disable(self) -> None:
         pass
 
+    def on_validation_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        super().on_validation_start(trainer, task)
+        self.before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        super().on_validation_end(trainer, task)
+        now = trainer.callback_metrics
+        names = {name for name, value in now.items() if value is not self.before.get(name)}
+        self.validated |= names
+        self.fresh |= names
+
     def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        figures = ", ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
-        rank_zero_only(print)(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {figures}", flush=True)
+        metrics = trainer.callback_metrics
+        names = [name for name in metrics if name not in self.validated or name in self.fresh]
+        self.fresh = set()
+        figures = ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
+        of = f" of {trainer.max_epochs}" if trainer.max_epochs > 0 else ""
+        step = trainer.global_step % task.steps_per_epoch
+        part = f", to step {step} of {task.steps_per_epoch}" if step else ""
+        rank_zero_only(print)(f"epoch {trainer.current_epoch + 1}{of}{part}: {figures}", flush=True)
 
 
 class Begin(pl.Callback):
@@ -42,7 +86,7 @@ class Begin(pl.Callback):
     def __init__(self, begin: Callable[[], None]) -> None:
         self.begin: Callable[[], None] | None = begin
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, task: SupernetTask, batch: Any, batch_idx: int) -> None:
         if self.begin is not None:
             self.begin()
             self.begin = None
@@ -80,16 +124,26 @@ class SupernetCLI(LightningCLI):
     def __init__(self) -> None:
         import_families()
         import_from_here()
-        super().__init__(
-            model_class=SupernetTask,
-            datamodule_class=pl.LightningDataModule,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
-            auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in self.subcommands()},
-        )
+        self.finished = False
+        with ExitStack() as self.held:  # the run's folder
+            super().__init__(
+                model_class=SupernetTask,
+                datamodule_class=pl.LightningDataModule,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False}
+                | {name: {"exit_on_error": False} for name in self.subcommands()},
+            )
+
+    def setup_parser(self, *arguments: Any) -> None:
+        super().setup_parser(*arguments)
+        for parser in self._subcommand_parsers.values():
+            for action in parser._actions:
+                if action.dest == "ckpt_path":
+                    action.help = CKPT_PATH
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/supernet", help="the folder of this run")
@@ -124,7 +178,8 @@ class SupernetCLI(LightningCLI):
             kwargs["logger"] = [CSVLogger(run, name="logs")]
             if find_spec("tensorboard"):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
-        self.trainer_defaults["callbacks"] = [LastCheckpoint(run / "checkpoints", every)]
+        self.last = LastCheckpoint(run / LAST.parent, every)
+        self.trainer_defaults["callbacks"] = [self.last, StopSignals()]
         if trainer["enable_progress_bar"] is not False:
             self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         given = trainer["plugins"] or []
@@ -139,13 +194,12 @@ class SupernetCLI(LightningCLI):
         """Nothing: Lightning would read hyperparameters, which our checkpoints do not have, and fail on any other."""
 
     def _resolve_checkpoint(self, default: str | None) -> None:
-        """--ckpt_path last as the run's file; ValueError where there is no file (Lightning would go on without)."""
+        """--ckpt_path as a file; ValueError where there is none, unless a fit is to begin."""
         subcommand = self.config_init[self.subcommand]
-        path = subcommand["ckpt_path"] or default
-        if path == "last":
-            path = Path(subcommand["run"]) / "checkpoints" / "last.ckpt"
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"--ckpt_path {subcommand['ckpt_path'] or default}: there is no file {path}")
+        run, given = Path(subcommand["run"]), subcommand["ckpt_path"] or default
+        path = find_checkpoint(run, given)
+        if path is None and self.subcommand != "fit":
+            raise ValueError(f"--ckpt_path {given}: there is no file {run / LAST}")
         subcommand["ckpt_path"] = None if path is None else str(path)
 
     def before_validate(self) -> None:
@@ -157,38 +211,108 @@ class SupernetCLI(LightningCLI):
 
     def before_fit(self) -> None:
         run = Path(self._get(self.config, "run"))
+        first = self.trainer.is_global_zero and not self.trainer.fast_dev_run
+        if first:
+            for folder in (run, run / LAST.parent, run / "logs"):
+                check_writable(folder)
+            self.held.enter_context(lock_folder(run))
+        given = self.config_init["fit"]["ckpt_path"]
         self._resolve_checkpoint(None)
         check_free(run / "supernet", NETWORK_FILES, overwrite=True)
-        last = run / "checkpoints" / "last.ckpt"
-        given = self.config_init["fit"]["ckpt_path"]
-        ours = given is not None and last.is_file() and last.samefile(given)
-        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+        path = self.config_init["fit"]["ckpt_path"]
+        ours = [place for place in (run / LAST, *requeued(run)) if place.is_file()]
+        resumes = path is not None and any(place.samefile(path) for place in ours)
+        self.finished = resumes and (run / "supernet").is_dir() and self._check_finished(Path(path))
+        if not first:
             return
-        if not ours:
-            for taken in (last, run / "supernet", run / "config.yaml"):
+        parser = self._parser("fit")
+        if not resumes:
+            settings = parser.dump(self.config.fit, skip_check=True)
+            for taken in (*ours, run / "supernet", run / "config.yaml"):
+                if taken.name == "config.yaml" and taken.is_file() and taken.read_text() == settings:
+                    continue  # of this run, which ended before its first checkpoint
                 if taken.exists() and not self._get(self.config, "overwrite"):
-                    resume = "resume with --ckpt_path last, " if last.is_file() else ""
+                    resume = "resume with --ckpt_path auto, " if ours else ""
                     raise FileExistsError(
                         f"{taken} is already there: {resume}choose another --run, or --overwrite true"
                     )
+            if given is not None and path is None:
+                print(f"{run} has no checkpoint yet: the run begins", flush=True)
 
         def begin() -> None:
-            if not ours:
+            if not resumes:
                 # What is overwritten goes now: a run that ended before its first checkpoint would resume the old one.
-                last.unlink(missing_ok=True)
+                for place in ours:
+                    place.unlink(missing_ok=True)
                 shutil.rmtree(run / "supernet", ignore_errors=True)
             run.mkdir(parents=True, exist_ok=True)
-            parser = self._parser("fit")
             parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
 
         self.trainer.callbacks.append(Begin(begin))
 
-    def after_fit(self) -> None:
-        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
+    def _check_finished(self, path: Path) -> bool:
+        """Whether a checkpoint is of a finished run; ValueError if that run is another one than this."""
+        checkpoint = read_checkpoint(path, mmap=True)
+        self.model.check_run(checkpoint)
+        return is_finished(checkpoint)
+
+    def fit(self, **options: Any) -> None:
+        """Train; whatever ends it early is followed by how the run goes on."""
+        if self.finished:
             return
-        if self.trainer.global_step == 0:
+        try:
+            self.trainer.fit(**options)
+        except BaseException as stop:
+            step = self.last.saved_step
+            if step and (not isinstance(stop, Exception) or step > self.last.first_step):
+                rank_zero_only(print)(f"supernet: {self._where(step)}", file=sys.stderr, flush=True)
+            raise
+
+    def _where(self, step: int) -> str:
+        """A sentence on where the run stands, and how it goes on."""
+        index, _ = locate(self.model.phases, self.model.steps_per_epoch, step)
+        phase = f"phase {self.model.phases[index].name!r}, {index + 1} of {len(self.model.phases)}"
+        return (
+            f"the run is not finished: {step} of {self.model.total_steps} optimizer steps are done ({phase}) and saved"
+            f" in {self.last.path}. The same command with --ckpt_path auto goes on"
+        )
+
+    def after_fit(self) -> None:
+        trainer, run = self.trainer, Path(self._get(self.config, "run"))
+        say = rank_zero_only(print)
+        if self.finished:
+            say(f"the run is finished, nothing is left to train: {run / 'supernet'} is its supernet")
+            return
+        if trainer.fast_dev_run or trainer.interrupted:
+            return
+        if trainer.global_step == 0:
             raise ValueError("no step was trained, so no supernet is saved: is limit_train_batches 0?")
-        run = Path(self._get(self.config, "run"))
-        data = self._get(self.config, "data").as_dict()
-        save(self.model.supernet, run / "supernet", data=data, overwrite=True)
-        print(f"supernet saved: {run / 'supernet'}")
+        states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+        if not ends(self.model.phases, self.model.steps_per_epoch, trainer.global_step, states):
+            say(self._where(trainer.global_step), flush=True)
+            if any(isinstance(timer, Timer) and timer.time_remaining() <= 0 for timer in trainer.callbacks):
+                raise SystemExit(UNFINISHED)
+            return
+        if trainer.is_global_zero:
+            data = self._get(self.config, "data").as_dict()
+            save(self.model.supernet, run / "supernet", data=data, overwrite=True)
+        if trainer.global_step < self.model.total_steps:
+            say(f"EarlyStopping ended the run after {trainer.global_step} of {self.model.total_steps} optimizer steps")
+        say(f"supernet saved: {run / 'supernet'}", flush=True)
+        self._validate_end()
+        say(f"""next, the latencies that it has on this machine, to choose a budget in ms:
+  supernet measure --supernet {run / "supernet"} --device onnxruntime
+then the most accurate network within a budget:
+  supernet specialize --supernet {run / "supernet"} --device onnxruntime --max-latency MS --out {run / "subnet"}""")
+
+    def _validate_end(self) -> None:
+        """Print the figures of the last step; validate it if a run that is resumed at its end has not yet."""
+        (validation,) = (callback for callback in self.trainer.callbacks if isinstance(callback, SubnetValidation))
+        step = self.trainer.global_step
+        if (validation.latest is None or validation.latest[0] != step) and self.trainer.limit_val_batches:
+            options = {"ckpt_path": self.last.path, "verbose": False}
+            self.trainer.validate(self.model, datamodule=self.datamodule, **options)
+        if validation.latest is not None and validation.latest[0] == step:
+            figures = ", ".join(f"{name} {accuracy:.4f}" for name, (accuracy, _) in validation.latest[1].items())
+            mean = f" (random: the mean of {validation.random})" if "random" in validation.latest[1] else ""
+            rank_zero_only(print)(f"held-out accuracy of subnets: {figures}{mean}", flush=True)

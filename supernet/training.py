@@ -14,6 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
@@ -28,6 +29,7 @@ from supernet.data import check_batch, check_calibration, check_loader, check_mo
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
 from supernet.export import describe, write_atomically
 from supernet.model import Supernet, calibrate, has_batchnorm, positional_inputs
+from supernet.resuming import LAST, Stopped, loops_at, read_checkpoint
 from supernet.space import SearchSpace
 from supernet.values import integer, json_value, numbers, real
 
@@ -308,6 +310,10 @@ class SupernetTask(pl.LightningModule):
             "seed": seed,
         }
         self.resumed_steps_per_epoch: int | None = None
+        self.begun_step: int | None = None  # the step for which its phase was begun
+        self.whole = True  # whether the weights, the teacher and the optimizer are those after `global_step` steps
+        self.unfinished = False  # whether a step has begun: its batches have changed buffers, and nothing else
+        self.before_step: dict[str, Tensor] = {}  # the buffers as they were when it began
         if teacher_mode not in ("eval", "train"):
             raise ValueError(f"teacher_mode: {teacher_mode!r} is neither eval nor train")
         self.teacher_mode = teacher_mode
@@ -325,6 +331,11 @@ class SupernetTask(pl.LightningModule):
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.trainer.num_training_batches / self.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of all phases."""
+        return sum(phase.in_steps(self.steps_per_epoch)[0] for phase in self.phases)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
@@ -393,14 +404,23 @@ class SupernetTask(pl.LightningModule):
 
     # ---- a step
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Lightning counts one more where it resumes at a batch after which it would validate.
+        loop = self.trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = loop.total_batch_idx
+
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         step, micro = self.global_step, batch_idx % self.accumulate
         index, phase_step = locate(self.phases, self.steps_per_epoch, step)
         phase, space = self.phases[index], self.spaces[index]
         optimizer = self.optimizers()
         if micro == 0:
-            if phase_step == 0:
+            if phase_step == 0 and self.begun_step != step:
+                self.whole = False
                 self._begin_phase(index, optimizer)
+                self.whole, self.begun_step = True, step
+            self.before_step = keep(dict(self.named_buffers(remove_duplicate=False)), self.before_step)
+            self.unfinished = True
             lr = learning_rate(phase, self.steps_per_epoch, phase_step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -424,6 +444,7 @@ class SupernetTask(pl.LightningModule):
         self.log("train/loss", total / phase.subnets, prog_bar=True)
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
+            self.unfinished = False
 
     @property
     def weighted(self) -> bool:
@@ -521,7 +542,9 @@ class SupernetTask(pl.LightningModule):
         if self.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             self.log("train/grad_norm", norm)
+        self.whole = False
         optimizer.step()
+        self.whole = True
 
     def configure_optimizers(self) -> Optimizer:
         decayed, plain = [], []
@@ -553,32 +576,101 @@ class SupernetTask(pl.LightningModule):
                 f"training diverged by step {self.global_step}: weights are no finite numbers. Lower lr, or set"
                 " clip_norm; the last checkpoint is kept"
             )
+        if not self.whole:
+            raise ValueError(f"step {self.global_step + 1} is half done: its state cannot be saved")
+        if self.unfinished:  # it is done again from its first batch
+            state = checkpoint["state_dict"]
+            state |= {name: buffer for name, buffer in self.before_step.items() if name in state}
         checkpoint["supernet"] = describe(self.supernet)
         checkpoint["phases"] = [dataclasses.asdict(phase) for phase in self.phases]
         checkpoint["settings"] = self.settings
         checkpoint["steps_per_epoch"] = self.steps_per_epoch
+        checkpoint["batches_per_epoch"] = self.trainer.num_training_batches
+        checkpoint["begun_step"] = self.begun_step
+        checkpoint["processes"] = self.trainer.world_size
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "supernet" not in checkpoint:
-            raise ValueError("not a checkpoint of a SupernetTask: it has no description of a supernet")
-        ours = describe(self.supernet)
-        for key in ("family", "arguments", "space"):
-            if checkpoint["supernet"][key] != ours[key]:
-                raise ValueError(f"the checkpoint's {key} is {checkpoint['supernet'][key]}, this run's is {ours[key]}")
+        self._check_supernet(checkpoint)
         if spec := self.supernet.input_spec:  # of the data now; the checkpoint's are those it was trained on
             self.supernet.input_spec = checkpoint["supernet"]["input_spec"]
             self.supernet.check_data(spec)
             self.supernet.input_spec = spec
         if self.trainer.state.fn != "fit":
             return
+        self.check_run(checkpoint, except_for=("accumulate",) if self._check_processes(checkpoint) else ())
+        self.resumed_steps_per_epoch = steps = checkpoint["steps_per_epoch"]
+        self.begun_step = checkpoint.get("begun_step")
+        batches = checkpoint.get("batches_per_epoch", steps * self.accumulate)
+        position = (checkpoint["global_step"], steps, batches, self.accumulate)
+        checkpoint["loops"] = loops_at(checkpoint["loops"], *position)
+        callbacks = checkpoint.get("callbacks", {})
+        for key in [key for key in callbacks if key.startswith("Timer")]:
+            del callbacks[key]  # max_time is each command's: the same one would have none left
+
+    def _check_supernet(self, checkpoint: dict[str, Any]) -> None:
+        if "supernet" not in checkpoint:
+            raise ValueError("not a checkpoint of a SupernetTask: it has no description of a supernet")
+        ours = describe(self.supernet)
+        for key in ("family", "arguments", "space"):
+            if checkpoint["supernet"][key] != ours[key]:
+                raise ValueError(f"the checkpoint's {key} is {checkpoint['supernet'][key]}, this run's is {ours[key]}")
+
+    def check_run(self, checkpoint: dict[str, Any], except_for: Sequence[str] = ()) -> None:
+        """Raise ValueError unless a checkpoint is of a run with this supernet, schedule and settings."""
+        self._check_supernet(checkpoint)
         if checkpoint["phases"] != [dataclasses.asdict(p) for p in self.phases]:
             raise ValueError("the checkpoint was trained with other phases: a run can only be resumed as it began")
         for name, value in self.settings.items():
-            if (began := checkpoint["settings"].get(name)) != value:
+            if (began := checkpoint["settings"].get(name)) != value and name not in except_for:
                 raise ValueError(
                     f"the run began with {name} = {began}, now it is {value}: a run can only be resumed as it began"
                 )
-        self.resumed_steps_per_epoch = checkpoint["steps_per_epoch"]
+
+    def _check_processes(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether the run began on another number of processes; ValueError unless a step sees as many items here."""
+        processes, data = self.trainer.world_size, self.trainer.datamodule
+        began = checkpoint.get("processes", processes)
+        if began == processes:
+            return False
+        state = checkpoint.get(type(data).__qualname__, {})
+        size = getattr(data, "batch_size", None)
+        then = [began, checkpoint["settings"]["accumulate"], state.get("batch_size")]
+        now = [processes, self.accumulate, size if "batch_size" in state else None]
+        described = [
+            f"{n} processes with accumulate = {accumulate}" + (f" and batch_size = {size}" if size else "")
+            for n, accumulate, size in (then, now)
+        ]
+        if math.prod(filter(None, then)) != math.prod(filter(None, now)):
+            raise ValueError(
+                f"the run began on {described[0]}; now there are {described[1]}. It goes on where a step sees as many"
+                " items: give a batch_size, or accumulate, that makes the product of the three the same"
+            )
+        if "batch_size" in state:  # the data module would refuse another one
+            state["batch_size"] = size
+        rank_zero_info(
+            f"The run began on {described[0]} and goes on with {described[1]}: the same items in each step, but other"
+            " BatchNorm statistics and dropout"
+        )
+        return True
+
+
+def ends(phases: Sequence[Phase], steps_per_epoch: int, step: int, callbacks: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a schedule ends at a global step: after all its steps, or where EarlyStopping ended its last phase.
+
+    `callbacks` are the states of the callbacks, as in a checkpoint.
+    """
+    if step >= sum(phase.in_steps(steps_per_epoch)[0] for phase in phases):
+        return True
+    index, step_of_phase = locate(phases, steps_per_epoch, step)
+    wanted = (EarlyStoppingReason.PATIENCE_EXHAUSTED.value, EarlyStoppingReason.STOPPING_THRESHOLD.value)
+    stopped = any(state.get("stopping_reason") in wanted for state in callbacks.values())
+    return stopped and index == len(phases) - 1 and step_of_phase > 0
+
+
+def is_finished(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of a SupernetTask was saved at the end of its schedule."""
+    phases = [Phase(**phase) for phase in checkpoint["phases"]]
+    return ends(phases, checkpoint["steps_per_epoch"], checkpoint["global_step"], checkpoint.get("callbacks", {}))
 
 
 def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
@@ -626,6 +718,17 @@ def weigh_classes(weights: str | list[float], data: Any, classes: int | None) ->
     return weights
 
 
+def keep(tensors: Mapping[str, Tensor], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, written into those kept before where they are there and fit."""
+    kept = {name: kept[name] if name in kept else torch.empty_like(x) for name, x in tensors.items()}
+    if any(kept[name].device != x.device or kept[name].dtype != x.dtype for name, x in tensors.items()):
+        return {name: x.clone() for name, x in tensors.items()}
+    with torch.no_grad():
+        for name, x in tensors.items():
+            kept[name].copy_(x)
+    return kept
+
+
 def derive_seed(*keys: int) -> int:
     """One 63-bit seed from several integers."""
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -654,7 +757,8 @@ class SubnetValidation(pl.Callback):
 
     Each is extracted and its BatchNorm recalibrated on the data module's `calibration_batches()`, so the figures are
     those of the networks that would be deployed. Logs `val/accuracy/NAME` and `val/loss/NAME`, and the random ones'
-    mean as `.../random`.
+    mean as `.../random`. `latest` keeps them with their step. The end of the last phase is validated, whatever the
+    trainer's val_check_interval and check_val_every_n_epoch.
     """
 
     def __init__(self, random: int = 4, seed: int = 0) -> None:
@@ -662,6 +766,16 @@ class SubnetValidation(pl.Callback):
             raise ValueError(f"validation: random = {random} and seed = {seed} are at least 0")
         self.random, self.seed = random, seed
         self.subnets: dict[str, Supernet] = {}
+        self.latest: tuple[int, dict[str, tuple[float, float]]] | None = None  # step, {subnet: (accuracy, loss)}
+        self.intervals: dict[str, Any] = {}  # the trainer's, while they are set aside
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: SupernetTask, *_: Any) -> None:
+        done = trainer.global_step == task.total_steps and not trainer.fast_dev_run
+        if done and (self.latest is None or self.latest[0] != trainer.global_step):
+            at_once = {"check_val_every_n_epoch": 1, "val_check_batch": 1, "_val_check_time_interval": None}
+            self.intervals = {name: getattr(trainer, name) for name in at_once}
+            for name, value in at_once.items():
+                setattr(trainer, name, value)
 
     def on_validation_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         space = task.supernet.space
@@ -696,12 +810,17 @@ class SubnetValidation(pl.Callback):
         drawn = [figures.pop(name) for name in list(figures) if name.startswith("random")]
         if drawn:
             figures["random"] = torch.stack(drawn).mean(0)
+        if not trainer.sanity_checking:
+            self.latest = trainer.global_step, {name: tuple(pair.tolist()) for name, pair in figures.items()}
         for name, (accuracy, loss) in figures.items():
             task.log(f"{stage}/accuracy/{name}", accuracy, prog_bar=True, sync_dist=True)
             task.log(f"{stage}/loss/{name}", loss, sync_dist=True)
 
     def on_validation_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         self.subnets.clear()
+        for name, value in self.intervals.items():
+            setattr(trainer, name, value)
+        self.intervals = {}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         self.on_validation_epoch_end(trainer, task, "test")
@@ -776,43 +895,46 @@ def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], figure: st
 
 
 class LastCheckpoint(pl.Callback):
-    """Keeps one file, FOLDER/last.ckpt, renewed after every epoch and, if `every` > 0, every that many steps."""
+    """Keeps one file, FOLDER/last.ckpt, renewed after every epoch, every `every` > 0 steps, and where a fit ends.
+
+    It is written before the next batch, when all that belongs to the steps before it has been done: validation, what
+    other callbacks do after a step or an epoch. When the fit ends early, by `should_stop`, by a signal or by an error,
+    the file holds the last optimizer step that was done; batches that were accumulated since are done again.
+    """
 
     def __init__(self, folder: str | Path, every: int = 0) -> None:
-        self.path, self.every = Path(folder) / "last.ckpt", every
+        self.path, self.every = Path(folder) / LAST.name, every
+        self.saved_step: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        self.saved_step = trainer.global_step
+        self.first_step = self.saved_step = trainer.global_step
+        self.epoch_ended = False
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, task: SupernetTask, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # A batch that only accumulated leaves the step where it was.
-        if self.every and trainer.global_step % self.every == 0 and trainer.global_step != self.saved_step:
+    def on_train_batch_start(self, trainer: pl.Trainer, task: SupernetTask, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if self.epoch_ended or (self.every and step % self.every == 0 and step != self.saved_step):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        self.epoch_ended = True
+
+    def on_train_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, task: SupernetTask, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and self.path.is_file():
-            rank_zero_info(f"{self.path} is there: the same command with --ckpt_path last goes on from it")
+        # Of several processes an error may be one's alone, and the others would wait.
+        together = trainer.world_size == 1 or isinstance(exception, Stopped)
+        if together and task.whole and self.saved_step not in (None, trainer.global_step):
+            try:
+                self._save(trainer)
+            except Exception as error:  # what stopped the fit is what counts: weights that diverged, a broken device
+                rank_zero_info(f"{self.path} is as it was: {error}")
 
     def _save(self, trainer: pl.Trainer) -> None:
+        self.epoch_ended = False
         if not trainer.fast_dev_run:
-            self.saved_step = trainer.global_step
             trainer.save_checkpoint(self.path, weights_only=False)
-
-
-def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
-    """The dict in a file that `torch.save` wrote; ValueError if it is anything else."""
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # whatever the bytes make the unpickler do: KeyError, EOFError, UnpicklingError, ...
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, and is no checkpoint")
-    return checkpoint
+            self.saved_step = trainer.global_step
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -825,4 +947,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+        """A checkpoint on the CPU, whatever device it was written on, unless a `map_location` is given."""
+        return read_checkpoint(path, "cpu" if map_location is None else map_location)

@@ -1,0 +1,97 @@
+"""Folders that one process writes: whether they can be written, and whether another process writes them now."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system that has none
+_held: set[Path] = set()  # a process is never in the way of its own locks, so it remembers them
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise OSError, with the folder and the reason, unless files can be written in a folder or where it will be made.
+
+    A temporary file is really written: permissions alone say nothing to root, or of a read-only file system.
+    """
+    place = Path(folder)
+    while not place.exists() and place != place.parent:
+        if place.is_symlink():
+            raise FileNotFoundError(f"{folder} cannot be written: {place} is a link to {os.readlink(place)}, not there")
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be written: {place} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        where = "" if place == Path(folder) else f" ({place})"
+        raise type(error)(f"{folder} cannot be written: {error.strerror}{where}: choose another folder") from error
+
+
+@contextmanager
+def lock_folder(folder: str | Path, inside: bool = True) -> Iterator[None]:
+    """Hold a folder against other processes; BlockingIOError, with the holder, where another process has it.
+
+    The lock is of the process: it ends with it, however it ends, and a forked process does not inherit it. The file
+    FOLDER/.lock (or beside the folder .FOLDER.lock, if not `inside`) names the holder and goes when the lock does; one
+    that a killed process left is taken over. Missing folders are made, and removed again if nothing was put into them.
+    On a network file system the lock also holds between machines (NFS needs its lock service). A file system without
+    locks gives a warning, and no lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = Path(folder)
+    path = (folder / LOCK if inside else folder.with_name(f".{folder.name}{LOCK}")).absolute()
+    missing = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.parent.resolve() / path.name
+    while True:
+        if path in _held:
+            raise BlockingIOError(f"{folder} is in use by this process (of {os.getpid()}): choose another folder")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(
+                    f"{folder} is in use by {holder or 'another process'}: wait until it ends, or choose another folder"
+                ) from error
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{path} cannot be locked ({error.strerror}): start nothing else that writes {folder}", stacklevel=3
+            )
+            yield
+            return
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)  # its last holder removed the file between our opening and locking it
+    _held.add(path)
+    holder, process = f"process {os.getpid()} on {socket.gethostname()}", os.getpid()
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, holder.encode())
+        yield
+    finally:
+        if os.getpid() == process:  # not in a fork
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            _held.discard(path)
+            with suppress(OSError):  # they hold something now
+                for place in missing:
+                    place.rmdir()
