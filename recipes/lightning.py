@@ -140,5 +140,6 @@ class SupernetCLI(LightningCLI):
             raise ValueError("no step was trained, so no supernet is saved: is limit_train_batches 0?")
         run = Path(self._get(self.config, "run"))
         data = self._get(self.config, "data").as_dict()
-        save(self.model.supernet, run / "supernet", data=data, overwrite=True)
+        # In float32 whatever it was trained in: what is cut from it is measured and exported in float32.
+        save(self.model.supernet.float(), run / "supernet", data=data, overwrite=True)
         print(f"supernet saved: {run / 'supernet'}")

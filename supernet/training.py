@@ -324,10 +324,16 @@ class SupernetTask(pl.LightningModule):
         trainer.fit_loop.epoch_loop.max_steps = wanted["max_steps"]
 
     def on_fit_start(self) -> None:
-        if self.trainer.precision == "16-mixed" and self.clip_norm is not None:
-            raise ValueError("clip_norm would clip gradients that precision 16-mixed has scaled: use bf16-mixed")
         if any(isinstance(module, nn.SyncBatchNorm) for module in self.supernet.modules()):
             raise ValueError("sync_batchnorm would replace elastic BatchNorm layers by plain ones: leave it off")
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and self.clip_norm is not None:
+            for optimizer in self.trainer.optimizers:
+                if getattr(optimizer, "_step_supports_amp_scaling", False):
+                    raise ValueError(
+                        f"clip_norm = {self.clip_norm}: a fused {type(optimizer).__name__} unscales the gradients of"
+                        f" precision {self.trainer.precision} itself, too late to clip them: give it fused: false"
+                    )
         if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
             raise NotImplementedError(
                 f"{type(self.trainer.strategy).__name__}: training on several processes needs strategy ddp"
@@ -344,14 +350,18 @@ class SupernetTask(pl.LightningModule):
 
     # ---- a step
 
+    def on_train_batch_start(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Begin a phase here, where no precision context is: what it makes (a teacher's statistics) is in float32."""
+        index, phase_step = locate(self.phases, self.steps_per_epoch, self.global_step)
+        if phase_step == 0 and batch_idx % self.accumulate == 0:
+            self._begin_phase(index, self.optimizers())
+
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         step, micro = self.global_step, batch_idx % self.accumulate
         index, phase_step = locate(self.phases, self.steps_per_epoch, step)
         phase, space = self.phases[index], self.spaces[index]
         optimizer = self.optimizers()
         if micro == 0:
-            if phase_step == 0:
-                self._begin_phase(index, optimizer)
             lr = learning_rate(phase, self.steps_per_epoch, phase_step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -456,10 +466,14 @@ class SupernetTask(pl.LightningModule):
             for p in parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
+        optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip here: Lightning has unscaled the gradients by now, which 16-mixed scales for the backward pass."""
         if self.clip_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             self.log("train/grad_norm", norm)
-        optimizer.step()
 
     def configure_optimizers(self) -> Optimizer:
         decayed, plain = [], []
@@ -578,7 +592,7 @@ class SubnetValidation(pl.Callback):
         configs |= {f"random{i}": config for i, config in enumerate(drawn)}
         for name, config in configs.items():
             subnet = task.supernet.extract(config).eval()
-            self.subnets[name] = calibrate(subnet, trainer.datamodule.calibration_batches())
+            self.subnets[name] = calibrate(subnet.float(), trainer.datamodule.calibration_batches())
         self.sums = {name: torch.zeros(2, device=task.device) for name in self.subnets}  # of accuracy, loss
         self.counted = torch.zeros(1, device=task.device)
 
@@ -590,6 +604,7 @@ class SubnetValidation(pl.Callback):
         counted = (target != task.ignore_index).sum()
         if counted == 0:
             return
+        inputs = [x.float() if x.is_floating_point() else x for x in inputs]
         for name, subnet in self.subnets.items():
             figures = figures_of(subnet(*task.prepare(inputs, subnet.config)), target, task.ignore_index)
             self.sums[name] += counted * torch.stack([figures["accuracy"], figures["loss"]])
