@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from supernet.elastic import autocast
+
 STRIP = 3  # columns of a kernel for which the weight gradient is fast
 CHUNK_BYTES = 4 << 20  # of padded images at a time: what a core's cache can hold for the strips to share
 
@@ -19,7 +21,8 @@ CHUNK_BYTES = 4 << 20  # of padded images at a time: what a core's cache can hol
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Same-padded depthwise convolution of x (B, C, H, W) with weight (C, 1, k, k), k odd.
 
-    Equal to `F.conv2d(x, weight, None, stride, k // 2, groups=C)`; the weight's gradient differs by rounding.
+    Equal to `F.conv2d(x, weight, None, stride, k // 2, groups=C)`; the weight's gradient differs by rounding. Under
+    autocast it runs in the lower precision, as torch's convolution.
     """
     kernel, channels_last = weight.size(3), x.is_contiguous(memory_format=torch.channels_last)
     # A channels_last image smaller than the kernel misses torch's fast path, too.
@@ -32,6 +35,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 class DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        x, weight = autocast(x), autocast(weight)
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         return F.conv2d(x, weight, None, stride, weight.size(3) // 2, groups=x.size(1))
@@ -76,7 +80,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Te
     memory = x.new_zeros(chunk * image + offsets[-1] * channels)
     padded_grad = grad.new_zeros(chunk, grad.size(2), (padded_width - strip) // stride + 1, channels)
     narrow_weight = x.new_empty(channels, 1, taps, strip)
-    total = torch.zeros_like(weight)
+    total = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     for start in range(0, batch, chunk):
         n = min(chunk, batch - start)
         images = memory[: n * image].view(n, padded_height, padded_width, channels)
@@ -91,4 +95,4 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Te
                 overlap = offsets[-2] + strip - offset
                 part, columns = part[..., overlap:], slice(columns.start + overlap, columns.stop)
             total[:, :, rows, columns] += part
-    return total
+    return total.to(weight.dtype)

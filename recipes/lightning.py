@@ -295,7 +295,8 @@ class SupernetCLI(LightningCLI):
             return
         if trainer.is_global_zero:
             data = self._get(self.config, "data").as_dict()
-            save(self.model.supernet, run / "supernet", data=data, overwrite=True)
+            # In float32 whatever it was trained in: what is cut from it is measured and exported in float32.
+            save(self.model.supernet.float(), run / "supernet", data=data, overwrite=True)
         if trainer.global_step < self.model.total_steps:
             say(f"EarlyStopping ended the run after {trainer.global_step} of {self.model.total_steps} optimizer steps")
         say(f"supernet saved: {run / 'supernet'}", flush=True)

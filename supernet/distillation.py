@@ -1,4 +1,7 @@
-"""Losses of a student against labels and against a teacher's logits. Logits are (..., classes); means over items."""
+"""Losses of a student against labels and against a teacher's logits. Logits are (..., classes); means over items.
+
+Losses of logits in half precision are computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ def label_loss(
 ) -> Tensor:
     """Cross entropy with labels (...); with a `weight` (classes,), the weighted mean."""
     return F.cross_entropy(
-        logits.flatten(0, -2), target.flatten(), weight, label_smoothing=label_smoothing, ignore_index=ignore_index
+        full(logits).flatten(0, -2),
+        target.flatten(),
+        weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
     )
 
 
@@ -35,10 +42,16 @@ def squared_error(student: Tensor, teacher: Tensor, target: Tensor, ignore_index
 
 def _counted(student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Both logits as (items, classes), without the items that have no target."""
-    student, teacher, target = student.flatten(0, -2), teacher.detach().flatten(0, -2), target.flatten()
+    student, teacher = full(student).flatten(0, -2), full(teacher).detach().flatten(0, -2)
+    target = target.flatten()
     if torch.any(ignored := target == ignore_index):
         student, teacher = student[~ignored], teacher[~ignored]
     return student, teacher
+
+
+def full(x: Tensor) -> Tensor:
+    """A tensor of half precision in float32; others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 DISTILLATION = {"cross_entropy": soft_cross_entropy, "squared_error": squared_error}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class Elastic(ABC):
@@ -218,6 +221,24 @@ def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None, n_out: in
     return F.linear(x, leading(weight, n_out, n_in), None if bias is None else leading(bias, n_out))
 
 
+def autocast(x: Tensor) -> Tensor:
+    """`x` in autocast's precision where autocast is on, as torch casts the inputs of a convolution or a product.
+
+    A custom autograd Function casts its inputs by this in `forward`, so that what it saves has the dtype of the
+    gradient that `backward` gets. Autograd casts the gradients that `backward` returns to the dtypes of the inputs.
+    """
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which autocast is off for a device, one without autocast (meta) included."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def _adds_to_block(weight: Tensor) -> bool:
     """Whether a gradient will be wanted, and of a leaf: only those have a `.grad`."""
     return torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
@@ -243,6 +264,7 @@ def _grad_of(parameter: Tensor) -> Tensor:
 class _LinearBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, n_out: int, n_in: int) -> Tensor:
+        x = autocast(x)
         # Hooks on saved tensors (checkpointing, save_on_cpu) would give back others than the parameters.
         ctx.save_for_backward(x)
         ctx.weight, ctx.bias, ctx.block = weight, bias, (n_out, n_in)
@@ -253,7 +275,7 @@ class _LinearBlock(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         weight, bias, (n_out, n_in) = ctx.weight, ctx.bias, ctx.block
-        # Under autocast the output, and so its gradient, has the lower precision.
+        # Under autocast x, the output and its gradient have the lower precision, the parameters have not.
         grad_x = (grad @ leading(weight, n_out, n_in).to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad = grad.reshape(-1, n_out)
         if _is_wanted(ctx, 1):
@@ -282,7 +304,12 @@ class _EmbeddingBlock(torch.autograd.Function):
             return None, None, None, None
         if ctx.padding_idx is not None:
             grad = grad.masked_fill((x == ctx.padding_idx).unsqueeze(-1), 0)
-        _grad_of(weight)[:, : ctx.dim].index_add_(0, x.flatten(), grad.reshape(-1, ctx.dim).to(weight.dtype))
+        block, tokens, grad = _grad_of(weight)[:, : ctx.dim], x.flatten(), grad.reshape(-1, ctx.dim)
+        if weight.dtype in HALVES:  # a frequent token's gradients would be rounded each time that one is added
+            tokens, places = tokens.unique(return_inverse=True)
+            sums = grad.new_zeros(len(tokens), ctx.dim, dtype=torch.float32)
+            grad = sums.index_add_(0, places, grad.float())
+        block.index_add_(0, tokens, grad.to(weight.dtype))
         return None, None, None, None
 
 

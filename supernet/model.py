@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.elastic import extract
+from supernet.elastic import extract, without_autocast
 from supernet.space import SearchSpace
 
 
@@ -158,10 +158,14 @@ class Supernet(nn.Module, ABC):
         return self
 
     def extract(self, config: Any = None) -> Supernet:
-        """The network of `config` (the active one if None) as plain torch layers with their own storage."""
+        """The network of `config` (the active one if None) as plain torch layers with their own storage.
+
+        Its weights have the supernet's dtype, under autocast, too.
+        """
         active = self.config
         try:
-            subnet = extract(self.set_active(active if config is None else config))
+            with without_autocast(next(self.parameters()).device):
+                subnet = extract(self.set_active(active if config is None else config))
         finally:
             self.set_active(active)
         subnet.extracted = True
@@ -247,7 +251,8 @@ def calibrate(subnet: nn.Module, batches: Tensor | Iterable[Tensor | Sequence[Te
 
     A supernet's statistics are those of the mixture it was trained as, and wrong for every subnet. Averages weigh
     batches by size; only BatchNorm layers run in train mode. Without BatchNorm no batch is read. Convolutions run in
-    `channels_last`; the weights come back in torch's default memory format.
+    `channels_last`; the weights come back in torch's default memory format. A network in half precision runs in
+    float32; autocast has no effect. Inputs of floating-point numbers are cast to what the network runs in.
     """
     if isinstance(subnet, Supernet) and not subnet.extracted:
         raise ValueError("calibrate an extracted subnet: a supernet's statistics are shared by all its subnets")
@@ -262,14 +267,16 @@ def calibrate(subnet: nn.Module, batches: Tensor | Iterable[Tensor | Sequence[Te
         return subnet
     training = {module: module.training for module in subnet.modules()}
     momenta = [norm.momentum for norm in norms]
-    device = norms[0].running_mean.device
-    subnet.eval().to(memory_format=torch.channels_last)
+    device, dtype = norms[0].running_mean.device, norms[0].running_mean.dtype
+    full = torch.promote_types(dtype, torch.float32)
+    subnet.eval().to(full if full != dtype else None, memory_format=torch.channels_last)
     seen = 0
     try:
         for norm in norms:
             norm.train()
         for batch in batches:
             inputs = model_inputs(subnet, batch, device)
+            inputs = [x.to(full) if x.is_floating_point() else x for x in inputs]
             if seen and len(inputs[0]) == 1:
                 continue  # a last batch of one item, of which torch takes no statistics where a map is 1 x 1
             if isinstance(subnet, Supernet):
@@ -277,13 +284,14 @@ def calibrate(subnet: nn.Module, batches: Tensor | Iterable[Tensor | Sequence[Te
             seen += len(inputs[0])
             for norm in norms:
                 norm.momentum = len(inputs[0]) / seen
-            subnet(*inputs)
+            with without_autocast(device):
+                subnet(*inputs)
     finally:
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
         for module, mode in training.items():
             module.training = mode
-        subnet.to(memory_format=torch.contiguous_format)
+        subnet.to(dtype if full != dtype else None, memory_format=torch.contiguous_format)
     if seen == 0:
         raise ValueError("calibrate needs at least one batch")
     return subnet

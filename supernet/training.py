@@ -370,10 +370,16 @@ class SupernetTask(pl.LightningModule):
         trainer.fit_loop.epoch_loop.max_steps = wanted["max_steps"]
 
     def on_fit_start(self) -> None:
-        if self.trainer.precision == "16-mixed" and self.clip_norm is not None:
-            raise ValueError("clip_norm would clip gradients that precision 16-mixed has scaled: use bf16-mixed")
         if any(isinstance(module, nn.SyncBatchNorm) for module in self.supernet.modules()):
             raise ValueError("sync_batchnorm would replace elastic BatchNorm layers by plain ones: leave it off")
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and self.clip_norm is not None:
+            for optimizer in self.trainer.optimizers:
+                if getattr(optimizer, "_step_supports_amp_scaling", False):
+                    raise ValueError(
+                        f"clip_norm = {self.clip_norm}: a fused {type(optimizer).__name__} unscales the gradients of"
+                        f" precision {self.trainer.precision} itself, too late to clip them: give it fused: false"
+                    )
         if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
             raise NotImplementedError(
                 f"{type(self.trainer.strategy).__name__}: training on several processes needs strategy ddp"
@@ -405,9 +411,16 @@ class SupernetTask(pl.LightningModule):
     # ---- a step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin a phase here, where no precision context is: what it makes (a teacher's statistics) is in float32."""
         # Lightning counts one more where it resumes at a batch after which it would validate.
         loop = self.trainer.fit_loop.epoch_loop
         loop._batches_that_stepped = loop.total_batch_idx
+        step = self.global_step
+        index, phase_step = locate(self.phases, self.steps_per_epoch, step)
+        if phase_step == 0 and batch_idx % self.accumulate == 0 and self.begun_step != step:
+            self.whole = False
+            self._begin_phase(index, self.optimizers())
+            self.whole, self.begun_step = True, step
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         step, micro = self.global_step, batch_idx % self.accumulate
@@ -415,10 +428,6 @@ class SupernetTask(pl.LightningModule):
         phase, space = self.phases[index], self.spaces[index]
         optimizer = self.optimizers()
         if micro == 0:
-            if phase_step == 0 and self.begun_step != step:
-                self.whole = False
-                self._begin_phase(index, optimizer)
-                self.whole, self.begun_step = True, step
             self.before_step = keep(dict(self.named_buffers(remove_duplicate=False)), self.before_step)
             self.unfinished = True
             lr = learning_rate(phase, self.steps_per_epoch, phase_step)
@@ -539,12 +548,16 @@ class SupernetTask(pl.LightningModule):
             for p in parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-        if self.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-            self.log("train/grad_norm", norm)
         self.whole = False
         optimizer.step()
         self.whole = True
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip here: Lightning has unscaled the gradients by now, which 16-mixed scales for the backward pass."""
+        if self.clip_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            self.log("train/grad_norm", norm)
 
     def configure_optimizers(self) -> Optimizer:
         decayed, plain = [], []
@@ -784,7 +797,7 @@ class SubnetValidation(pl.Callback):
         configs |= {f"random{i}": config for i, config in enumerate(drawn)}
         for name, config in configs.items():
             subnet = task.supernet.extract(config).eval()
-            self.subnets[name] = calibrate(subnet, calibration_of(trainer))
+            self.subnets[name] = calibrate(subnet.float(), calibration_of(trainer))
         self.sums = {name: torch.zeros(2, device=task.device) for name in self.subnets}  # of accuracy, loss
         self.counted = torch.zeros(1, device=task.device)
 
@@ -798,6 +811,7 @@ class SubnetValidation(pl.Callback):
         counted = (target != task.ignore_index).sum()
         if counted == 0:
             return
+        inputs = [x.float() if x.is_floating_point() else x for x in inputs]
         for name, subnet in self.subnets.items():
             figures = figures_of(subnet(*task.prepare(inputs, subnet.config)), target, task.ignore_index)
             self.sums[name] += counted * torch.stack([figures["accuracy"], figures["loss"]])

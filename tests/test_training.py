@@ -1,5 +1,4 @@
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -208,13 +207,6 @@ def test_a_phase_that_makes_no_sense_is_refused(options, message):
 def test_a_setting_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         make_task(**options)
-
-
-def test_clipping_of_scaled_gradients_is_refused():
-    task = make_task(clip_norm=1.0)
-    task.trainer = types.SimpleNamespace(precision="16-mixed")
-    with pytest.raises(ValueError, match="16-mixed"):
-        task.on_fit_start()
 
 
 def test_a_phase_outside_the_space_is_refused():
