@@ -525,14 +525,16 @@ class Bench:
     def _share(self, method: str, jobs: Sequence[tuple], here: Callable[..., Any]) -> Iterator[tuple[int, Any]]:
         """(number of a job, its result) of jobs that are done `here`, until other processes are worth their start; from
         then on by a `Lab` method there. A job that fails there is done here, where it raises what is wrong."""
-        done, began = 0, time.process_time()  # not the clock: a busy machine makes no work worth sharing
+        done, last = 0, 0.0
         for done, job in enumerate(jobs):
-            left = (time.process_time() - began) / max(done, 1) * (len(jobs) - done)
+            left = last * (len(jobs) - done) * (0.5 if done == 1 else 1)  # the first one imports
             if self._workers is None and left > WORTH and not self._alone:
                 self._start_workers()
             if self._workers is not None:
                 break
+            began = time.process_time()  # not the clock: a busy machine makes no work worth sharing
             yield done, here(*job)
+            last = time.process_time() - began
         else:
             return
         rest = jobs[done:]

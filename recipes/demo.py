@@ -57,9 +57,9 @@ def main() -> None:
         rivals = within_budget(bench.supernet.space, latency, budget, np.random.default_rng(seed + 1))
         chosen_by = bench.evaluate(rivals, f"evaluating {RANDOM} random networks")["accuracy"]
         subnet, data = load(out / "subnet"), bench.data
-        tested = [test_items(bench.calibrated(config), data) for config in bench.supernet.space.decode(rivals)]
+        tested = [torch_items(bench.calibrated(config), data) for config in bench.supernet.space.decode(rivals)]
         whole, costs = bench.calibrated(bench.supernet.space.largest()), bench.supernet.costs(X[:2])
-        whole_items = test_items(whole, data)
+        whole_items = torch_items(whole, data)
 
     draw_training(run / "logs", out / "training.png")
     items, difference = file_items(out / "subnet" / "subnet.onnx", subnet, data)
@@ -175,7 +175,7 @@ def within_budget(space: Any, latency: Any, budget: float, rng: np.random.Genera
     return rng.permutation(found)[:RANDOM]
 
 
-def test_items(network: Any, data: Any) -> Items:
+def torch_items(network: Any, data: Any) -> Items:
     """Figures of the test images by torch."""
     import torch
 
