@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -196,6 +196,7 @@ def measure(
     seed: int = 0,
     engine: str = "thread",
     fresh: bool = False,
+    session: Session | None = None,
 ) -> Iterator[tuple[str, Measurement | Failure]]:
     """Time networks on a device; yields (key, Measurement) as soon as a network has had all its rounds.
 
@@ -203,7 +204,7 @@ def measure(
     then timed in rounds of all of them, each in a random order. The `reference` (its name, its source) runs at both
     ends of every round, so that `latencies` can divide out drift. Where in memory a network comes to lie changes what
     it takes by some percent, and where the reference does changes what is told of all others: it is loaded `COPIES`
-    times.
+    times. While a group would wait for its next round, the rounds of other groups take place.
 
     Where networks run is the `engine`: "thread", a pinned thread of this process; "process", one for each group, that a
     network may crash, hang or fill, or break for the reference: it is then tried once more, alone, and yields (key,
@@ -212,60 +213,44 @@ def measure(
     loads each network and the reference once, at random addresses as other programs have them: what one process takes
     differs from what the next one does, more than its own runs tell. A source that is not what the device times raises
     ValueError, TypeError or OSError; a reference that fails, NetworkError.
+
+    With a `session` of this device, which may differ in its number of rounds, networks run in the session's process.
+    A network that a call before has loaded there by the same key is not loaded again.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
     rng = np.random.default_rng(seed)
     arriving = iter(networks.items() if isinstance(networks, Mapping) else networks)
-    name = "" if reference is None else reference[0]
-    if engine != "ray":
-        device.cpus()  # before any process is asked to run on them
-    with ENGINES[engine](device, fixed=not fresh) as call:
-        description = dataclasses.asdict(device) | call("fingerprint")
-        bench = _Bench(call)
-        copies = [] if reference is None else [_Timing(*reference) for _ in range(1 if fresh else COPIES)]
-        again: list[_Timing] = []  # what failed once
-
-        def groups() -> Iterator[list[_Timing]]:
-            while some := [_Timing(*network) for network in islice(arriving, group)]:
-                yield some
-            while again:
-                yield [again.pop()]
-
-        for number, active in enumerate(groups()):
-            if number and engine != "thread":
-                bench.restart()
-            while active:
+    with open_session(device, engine, not fresh) if session is None else nullcontext(session) as session:
+        description = dataclasses.asdict(device) | session.fingerprint()
+        beside = _Reference(*(reference or ("", None)), 0 if reference is None else 1 if fresh else COPIES)
+        groups, again, first = [], [], True  # those whose rounds take place now, and what failed once
+        if not session.fast:
+            session.restart()
+        while True:
+            if not groups or (session.fast and not fresh and _leave_room(groups, device)):
+                some = [_Timing(*network) for network in islice(arriving, group)]
+                alone = not some and not groups and bool(again)
+                if some or alone:
+                    if (
+                        not groups
+                        and not first
+                        and engine != "thread"
+                        and (alone or not (session.kept and session.fast))
+                    ):
+                        session.restart()
+                    groups.append(_Group([again.pop()] if alone else some))
+                first = False
+            if not groups:
+                return
+            for one in list(groups):
+                if one.next:  # it has had a round
+                    time.sleep(max(0.0, one.next - time.perf_counter()))
+                began = time.perf_counter()
+                one.next = began + device.spacing
                 if fresh:
-                    bench.restart()
-                began, taken, timed = time.perf_counter(), now(), []
-                for copy in copies:
-                    copy.failed = False
-                if bench.load((*copies, *active)):
-                    before = [bench.time(copy) for copy in copies]
-                    order = rng.permutation(len(active))
-                    timed = [(active[i], times) for i in order if (times := bench.time(active[i]))]
-                    after = [bench.time(copy) for copy in copies]
-                    if not all(before + after):  # a network took the process along, or the reference itself
-                        timed = []
-                    broken = [copy for copy in copies if copy.failed]  # each ran when it was loaded
-                    if broken and len(active) > 1:  # so one of these may have broken it: each is tried alone
-                        again.extend(active)
-                        active.clear()
-                        broken[0].failures.clear()
-                    elif broken and bench.run_alone(copies):
-                        active[0].fail(f"beside it the reference: {broken[0].failures.pop()}", broken[0].error)
-                for timing, times in timed:
-                    timing.taken = timing.taken if timing.times else taken
-                    timing.times.append(times)
-                    timing.reference_times.append([first + last for first, last in zip(before, after)])
-                for copy in copies:
-                    if len(copy.failures) >= ATTEMPTS:
-                        told = f"the reference network {name} failed: {'; '.join(copy.failures)}"
-                        raise NetworkError(told) from copy.error
-                    if timed:
-                        copy.failures.clear()
-                for timing in list(active):
+                    session.restart()
+                _run_round(session, one.active, beside, rng, again)
+                one.seconds = time.perf_counter() - began
+                for timing in list(one.active):
                     if len(timing.failures) >= ATTEMPTS:
                         yield timing.key, Failure(tuple(timing.failures), now(), description)
                     elif timing.failed:
@@ -273,21 +258,70 @@ def measure(
                         again.append(timing)
                     elif len(timing.times) == device.rounds:
                         times, reference_times = timing.times, timing.reference_times
-                        yield timing.key, Measurement.of(times, name, reference_times, timing.taken, description)
+                        yield timing.key, Measurement.of(times, beside.name, reference_times, timing.taken, description)
                     else:
                         continue
-                    active.remove(timing)
-                    bench.drop(timing)
-                if active:
-                    time.sleep(max(0.0, device.spacing - (time.perf_counter() - began)))
+                    one.active.remove(timing)
+                    if timing.failures or not session.kept:
+                        session.drop(timing)
+                if not one.active:
+                    groups.remove(one)
+                    session.fast = one.seconds <= device.spacing
+
+
+class _Group:
+    """Networks that are timed in the same rounds."""
+
+    def __init__(self, active: list[_Timing]) -> None:
+        self.active = active
+        self.next, self.seconds = 0.0, 0.0  # when the next round may begin; how long the last one lasted
+
+
+def _leave_room(groups: Sequence[_Group], device: Device) -> bool:
+    """Whether the rounds of all these groups leave time for those of another group until the first one's next."""
+    spent = [one.seconds for one in groups]
+    return min(spent) > 0 and sum(spent) * (len(spent) + 1) / len(spent) <= device.spacing
+
+
+def _run_round(
+    session: Session, active: list[_Timing], beside: _Reference, rng: np.random.Generator, again: list[_Timing]
+) -> None:
+    """Have a group run once, the reference before and after it, and note the times, or what failed."""
+    copies, taken, timed = beside.copies, now(), []
+    for copy in copies:
+        copy.failed = False
+    if session.load((*copies, *active)):
+        before = [session.time(copy) for copy in copies]
+        order = rng.permutation(len(active))
+        timed = [(active[i], times) for i in order if (times := session.time(active[i]))]
+        after = [session.time(copy) for copy in copies]
+        if not all(before + after):  # a network took the process along, or the reference itself
+            timed = []
+        broken = [copy for copy in copies if copy.failed]  # each ran when it was loaded
+        if broken and len(active) > 1:  # so one of these may have broken it: each is tried alone
+            again.extend(active)
+            active.clear()
+            broken[0].failures.clear()
+        elif broken and session.run_alone(copies):
+            active[0].fail(f"beside it the reference: {broken[0].failures.pop()}", broken[0].error)
+    for timing, times in timed:
+        timing.taken = timing.taken if timing.times else taken
+        timing.times.append(times)
+        timing.reference_times.append([first + last for first, last in zip(before, after)])
+    for copy in copies:
+        if len(copy.failures) >= ATTEMPTS:
+            told = f"the reference network {beside.name} failed: {'; '.join(copy.failures)}"
+            raise NetworkError(told) from copy.error
+        if timed:
+            copy.failures.clear()
 
 
 class _Timing:
     """A network, its rounds so far and why attempts at it failed."""
 
-    def __init__(self, key: str, source: Source) -> None:
+    def __init__(self, key: str, source: Source, place: str = "") -> None:
         self.key, self.source = key, source
-        self.place = f"{id(self)} {key}"  # of the worker's, which several of the same key may share
+        self.place = place or key  # of the worker's
         self.times: list[tuple[float, ...]] = []
         self.reference_times: list[list[tuple[float, ...]]] = []
         self.failures: list[str] = []
@@ -303,26 +337,43 @@ class _Timing:
         self.reference_times.clear()
 
 
-class _Bench:
-    """Has networks timed by a worker that may be lost; what it had loaded is then loaded again."""
+class _Reference:
+    """The network that is timed at both ends of every round, in so many copies."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, name: str, source: Source, copies: int) -> None:
+        self.name = name
+        self.copies = [_Timing(name, source, f"copy {i} of {name}") for i in range(copies)]
+
+
+class Session:
+    """Has networks timed by a worker that may be lost; what it had loaded is then loaded again.
+
+    One that is `kept` keeps networks loaded until it is closed, for the next call of `measure`, as long as their rounds
+    are `fast`: they end within the device's spacing.
+    """
+
+    def __init__(self, call: Callable[..., Any], kept: bool = False) -> None:
         self._call, self._loaded = call, set()
+        self.kept, self.fast = kept, True
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The fingerprint of the machine on which networks run."""
+        return self._call("fingerprint")
 
     def load(self, timings: Iterable[_Timing]) -> bool:
         """Have networks loaded that are not, up to the first that fails, which is noted; whether all are."""
         for timing in timings:
-            if timing not in self._loaded:
+            if timing.place not in self._loaded:
                 with self._noting(timing):
                     self._call("load", timing.place, made(timing.source))
-                    self._loaded.add(timing)
-            if timing not in self._loaded:
+                    self._loaded.add(timing.place)
+            if timing.place not in self._loaded:
                 return False
         return True
 
     def time(self, timing: _Timing) -> tuple[float, ...]:
         """One round of a network: its times, or () where it fails, which is noted, or was lost with another one."""
-        if timing in self._loaded:
+        if timing.place in self._loaded:
             with self._noting(timing):
                 return self._call("time", timing.place)
         return ()
@@ -344,6 +395,7 @@ class _Bench:
         with suppress(NetworkError):  # the worker was lost since
             self._call("end")
         self._loaded.clear()
+        self.fast = True
 
     def run_alone(self, timings: Sequence[_Timing]) -> bool:
         """Whether these run in another process, without what was loaded."""
@@ -351,12 +403,23 @@ class _Bench:
         return self.load(timings) and all([self.time(timing) for timing in timings])
 
     def drop(self, timing: _Timing) -> None:
-        if timing in self._loaded:
-            self._loaded.remove(timing)
+        if timing.place in self._loaded:
+            self._loaded.remove(timing.place)
             try:
                 self._call("drop", timing.place)
             except NetworkError:  # the worker was lost since, and nobody's network did it
                 self._loaded.clear()
+
+
+@contextmanager
+def open_session(device: Device, engine: str, fixed: bool = True, kept: bool = False) -> Iterator[Session]:
+    """A session of a device, whose worker starts when a network is timed; see `measure` for the engines."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
+    if engine != "ray":
+        device.cpus()  # before any process is asked to run on them
+    with ENGINES[engine](device, fixed=fixed) as call:
+        yield Session(call, kept)
 
 
 class ExportError(NetworkError):

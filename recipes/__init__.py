@@ -35,7 +35,7 @@ def specialize(
     accuracy_samples: int | str = 100,
     finalists: int = 8,
     population: int = 100,
-    generations: int = 500,
+    generations: int = 200,
     search: str = "predictor",
     max_macs: float | None = None,
     max_params: float | None = None,
@@ -75,7 +75,8 @@ def specialize(
         max_file_mb: size of the exported file, or of both files, in MB (1e6 bytes), at most.
         max_memory_mb: MB, at most, by which a fresh process grows that loads the network on the device and runs it
             once, the larger of two measurements (Linux).
-        store: SQLite file of all measurements, which are never repeated; beside the supernet if left out.
+        store: SQLite file of all measurements, which are never repeated; beside the supernet if left out. The files
+            that were delivered are kept in the folder STORE.files, up to 200 MB of them.
         engine: process, on this machine; or ray, on the machine of a Ray cluster that was started with
             --resources '{"device:NAME": 1}'.
         seed: of sampling and search.
@@ -125,10 +126,11 @@ def specialize(
     several = pareto is not None or len(devices) * len(budgets) > 1
     if not several:
         check_free(folder, FILES, overwrite)
-    elif folder.exists() and not folder.is_dir():
+    if several and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: choose another folder")
-    elif folder.is_dir() and not overwrite and any(folder.iterdir()):
+    if several and folder.is_dir() and not overwrite and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another folder, or write into it (--overwrite true)")
+    check_writable(folder)
 
     def place(name: str, budget: float) -> Path:
         return folder / f"{name}-{budget:g}ms"
@@ -145,7 +147,7 @@ def specialize(
     shared = Shared()
     found: dict[Path, dict[str, Any]] = {}
     missed: dict[str, Exception] = {}
-    with tempfile.TemporaryDirectory() as files:
+    with ending_on_sigterm(), tempfile.TemporaryDirectory() as files:
         if not several:
             with open_bench(supernet, names[0], data, store, files, engine) as bench:
                 return find(bench, budgets[0], folder)
@@ -179,6 +181,40 @@ def specialize(
         message = f"{len(reports)} networks were found, {len(missed)} were not:{told}"
         raise ValueError(message) from ExceptionGroup("what was missed", list(missed.values()))
     return reports
+
+
+def check_writable(folder: Path) -> None:
+    """OSError where no folder can be made at this place, before the work for what is to be in it."""
+    import tempfile
+
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place if place.is_dir() else place.parent):
+            pass
+        if not place.is_dir() and place != folder:
+            raise NotADirectoryError(f"{place} is a file")
+    except OSError as error:
+        raise type(error)(f"out = {folder}: no folder can be written there ({error}): choose another folder") from error
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Meanwhile SIGTERM ends this process as an exception does, so that temporary files are deleted; what was measured
+    is in the store."""
+    import signal
+    import threading
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def read_budgets(given: float | str | list[float] | None) -> list[float]:
@@ -234,8 +270,9 @@ def measure(
 
     from recipes.sampling import measure_space
 
-    with tempfile.TemporaryDirectory() as files, open_bench(supernet, device, data, store, files, engine, ()) as bench:
-        return measure_space(bench, number, max_samples, max_seconds, seed)
+    with ending_on_sigterm(), tempfile.TemporaryDirectory() as files:
+        with open_bench(supernet, device, data, store, files, engine, ()) as bench:
+            return measure_space(bench, number, max_samples, max_seconds, seed)
 
 
 def read_samples(name: str, given: int | str) -> int | None:
@@ -273,7 +310,13 @@ def open_bench(
     path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
     with Store(path) as measurements:
         section = read_section(supernet, data)
-        yield Bench(network, make_data(section, splits), timed_on, measurements, Path(files), section, engine)
+        kept = path.with_name(f"{path.name}.files")
+        bench = Bench(network, make_data(section, splits), timed_on, measurements, Path(files), section, engine, kept)
+        try:
+            yield bench
+        finally:
+            bench.close()
+            print(f"{timed_on.name}: seconds by stage\n{bench.ledger}", flush=True)
 
 
 def export(

@@ -7,11 +7,13 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -20,24 +22,28 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
+from scipy.stats import t as student
 from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from predictors.devices import LEAST_ROUNDS, LEAST_RUNS, Device
 from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.latency import LatencyPredictor
+from predictors.ledger import Ledger
 from predictors.measuring import (
     ATTEMPTS,
     COPIES,
     VISITS,
     Failure,
     Measurement,
+    Session,
     judged,
     latencies,
     least_latencies,
     measure,
     noise_floor,
     now,
+    open_session,
     undisturbed,
 )
 from predictors.runtimes import RUNTIMES, part_file
@@ -45,6 +51,7 @@ from predictors.store import Store, digest, network_id
 from recipes import FIRST_SAMPLES
 from recipes.device_files import FILES, trim, write_device_card, write_part, write_parts, writers, written_by
 from recipes.report import draw_front, write_page
+from recipes.workers import Failed, Workers, how_many
 from supernet.export import PLAN, write_folder, write_network
 from supernet.metadata import Metric
 from supernet.model import Part, Supernet, calibrate
@@ -53,7 +60,13 @@ from supernet.training import evaluate_items, evaluate_network
 LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what is timed of a translation network
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CONFIRMED = 2  # measurements of the memory that a file takes, both of which must keep within a bound
-CHECKED, AGREE = 5, 0.02  # networks on which the faster exporter is checked, and how much longer or shorter it may take
+# Networks on which the faster exporter is checked, how often, and by how much the latency of its files may differ.
+CHECKED, PAIRS, AGREE = 5, 4, 0.02
+SURE = 0.99  # the level of the interval that this difference lies in
+APART = 8  # visits of a network begin at least so many times the device's spacing apart
+WORTH = 4.0  # seconds of work in this process from which on other processes share it; they start in about three
+KEPT_BYTES = 200e6  # of delivered files that are kept beside the store
+LARGEST = 1e9  # bytes of a supernet and its data that are copied to other processes
 
 
 class Bench:
@@ -71,27 +84,39 @@ class Bench:
         files: Path,
         section: dict[str, Any],
         engine: str = "process",
+        kept: Path | None = None,
     ) -> None:
         if data is not None:
             supernet.check_data(data.input_spec)
             supernet.input_spec = dict(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
-        self.section, self.engine = section, engine
+        self.section, self.engine, self.kept = section, engine, kept
         # Files are shared by the devices that load the same ones.
         kind = f"int8-{device.runtime}" if device.precision == "int8" else "float32"
         self.files = files / f"{kind}-{device.batch}{RUNTIMES[device.runtime].files or ''}"
         self.exporter = "search"  # of the files that are searched by
         self.sources: dict[str, FrozenEstimator] | None = None  # of other devices, once `time_samples` asked
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
+        self.exporters_interval: tuple[float, float] | None = None
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
         self._data_ids: dict[str, str] = {}  # of the parts of the data
-        self.seconds = {"export": 0.0, "timing": 0.0, "memory": 0.0, "accuracy": 0.0}  # spent on each
+        self.ledger = Ledger()
+        self._session: Session | None = None  # see `_staying`
+        self._workers: Workers | None = None  # see `_share`
+        self._alone = False  # nothing can be shared
+        self.evaluates = False  # whether networks will be evaluated, too
         self.files.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """End the processes that work for this one."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     @cached_property
     def selected(self) -> list[list[Tensor]]:
         """The batches by which networks are chosen."""
-        return list(part_of(self.data, "select"))
+        return list(joined(part_of(self.data, "select")))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -123,60 +148,99 @@ class Bench:
 
     # ---- latency
 
-    def latencies(self, X: np.ndarray, what: str, visits: int | None = None) -> np.ndarray:
+    def latencies(
+        self, X: np.ndarray, what: str, visits: int | None = None, meanwhile: Iterator[None] | None = None
+    ) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X, drift divided out, of files of the faster exporter if it `agrees`:
         what predictors are fitted on. By the first `visits`, all `VISITS` if left out; infinite where the network
-        fails on the device."""
-        return self._latencies(X, self.exporter, what, visits=visits)
+        fails on the device.
 
-    def agrees(self, X: np.ndarray, ms: np.ndarray) -> bool:
-        """Whether files of the faster exporter take as long as those that ship; if not, `latencies` is of the latter.
-
-        They do if on `CHECKED` of the rows of X, which take `ms`, the median ratio of the two is within `AGREE` of 1.
-        Without data nothing ships, and some devices have no faster exporter.
+        Each visit is in an order of its own, since neighbours share what disturbs. Visits are some seconds apart: what
+        disturbs for a while then disturbs some of them alone. A step of `meanwhile` is taken between two.
         """
-        if self.exporter == "final" or self.data is None or RUNTIMES[self.device.runtime].files != ".onnx":
+        configs, last = self.supernet.space.decode(X), -math.inf
+        with self._staying():
+            for visit in range(visits or VISITS):
+                order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
+                some = [configs[i] for i in order if len(self._visits(configs[i], self.exporter)) <= visit]
+                some = [config for config in some if not self._failures(config, self.exporter)]
+                if some and visit:
+                    next(meanwhile or iter(()), None)
+                    with self.ledger.spending("waiting between visits"):
+                        time.sleep(max(0.0, last + APART * self.device.spacing - time.perf_counter()))
+                last = time.perf_counter()
+                self._time(some, self.exporter, f"{what}, again" if visit else what, rounds=self._visit_rounds)
+        records = [self._visits(config, self.exporter, visits) for config in configs]
+        ran = [bool(measurements) for measurements in records]
+        records = list(filter(None, records))
+        ms = np.full(len(configs), np.inf)
+        ms[ran] = least_latencies(records, self.quiet or self._quiet(records))
+        return ms
+
+    @contextmanager
+    def _staying(self) -> Iterator[None]:
+        """The networks that are timed meanwhile stay loaded in one process, which waits between visits."""
+        if self._session is not None or self.engine != "process":
+            yield
+            return
+        with open_session(self.device, self.engine, kept=True) as self._session:
+            try:
+                yield
+            finally:
+                self._session = None
+
+    def agrees(self, X: np.ndarray) -> bool:
+        """Whether files of the faster exporter take as long as the final ones; if not, `latencies` is of the latter.
+
+        Both files of the rows `to_check` of X are timed in the same rounds, `PAIRS` times. They disagree where the
+        interval of the ratio of their latencies (`ratio_interval`) is wholly more than `AGREE` away from 1.
+        """
+        if not len(spread := self.to_check(X)):
             return True
-        if self.exporters_ratio is not None:  # it was asked before
-            return True
-        spread = X[np.unique(np.argsort(ms)[np.linspace(0, len(ms) - 1, CHECKED).round().astype(int)])]
-        quiet = self.quiet or self._quiet([self._visits(c, "search") for c in self.supernet.space.decode(X)])
-        shipped = self._latencies(spread, "final", "checking the faster exporter", quiet)
-        ran = np.isfinite(shipped)
-        if not ran.any():
+        configs, last = self.supernet.space.decode(spread), -math.inf
+        with self._staying():
+            for pair in range(PAIRS):
+                some = [config for config in configs if len(self._pairs(config)) <= pair]
+                some = [config for config in some if not self._failures(config, "final")]
+                if some and pair:
+                    with self.ledger.spending("waiting between visits"):
+                        time.sleep(max(0.0, last + APART * self.device.spacing - time.perf_counter()))
+                last = time.perf_counter()
+                what = "checking the faster exporter" + (", again" if pair else "")
+                self._time(some, "final", what, rounds=self._visit_rounds, beside="search")
+        ratios = [found for config in configs if (found := self._pairs(config))]
+        if not ratios:
             why = self.reasons(spread, "final")
             raise ValueError(f"{self.device.name}: no file that ships could be timed: {why}")
-        self.exporters_ratio = float(np.median(shipped[ran] / self._latencies(spread[ran], "search", "", quiet)))
-        if abs(self.exporters_ratio - 1) > AGREE:
+        self.exporters_ratio, low, high = ratio_interval(ratios)
+        self.exporters_interval = (low, high)
+        if low > 1 + AGREE or high < 1 - AGREE:
             print(
-                f"{self.device.name}: files that ship take {self.exporters_ratio:.3f} times as long as those of the"
-                " faster exporter: from now on they are what is timed"
+                f"{self.device.name}: the latency of the exported files is {self.exporters_ratio:.3f} times the latency"
+                f" of the faster exporter's ({low:.3f} to {high:.3f}): from now on the exported files are timed"
             )
             self.exporter = "final"
         return self.exporter == "search"
 
-    def _latencies(
-        self,
-        X: np.ndarray,
-        exporter: str,
-        what: str,
-        quiet: Mapping[str, float] | None = None,
-        visits: int | None = None,
-    ) -> np.ndarray:
-        """What `latencies` are, of either exporter, and on the scale of what the reference takes undisturbed, if that
-        is given."""
-        configs = self.supernet.space.decode(X)
-        for visit in range(visits or VISITS):  # each in an order of its own, since neighbours share what disturbs
-            order = np.random.default_rng(visit).permutation(len(configs)) if visit else range(len(configs))
-            some = [configs[i] for i in order if len(self._visits(configs[i], exporter)) <= visit]
-            some = [config for config in some if not self._failures(config, exporter)]
-            self._time(some, exporter, f"{what}, again" if visit else what, rounds=self._visit_rounds)
-        records = [self._visits(config, exporter, visits) for config in configs]
-        ran = [bool(measurements) for measurements in records]
-        records = list(filter(None, records))
-        ms = np.full(len(configs), np.inf)
-        ms[ran] = least_latencies(records, quiet or self.quiet or self._quiet(records))
-        return ms
+    def to_check(self, X: np.ndarray) -> np.ndarray:
+        """The rows of X on which the faster exporter is to be checked: `CHECKED` that are spread over the MACs.
+
+        None where it was checked before, and where there is nothing to check: without data nothing is delivered, and
+        some devices have no faster exporter.
+        """
+        if self.exporter == "final" or self.data is None or RUNTIMES[self.device.runtime].files != ".onnx":
+            return X[:0]
+        if self.exporters_ratio is not None:
+            return X[:0]
+        order = np.argsort(self.supernet.costs(X)["macs"], kind="stable")
+        return X[np.unique(order[np.linspace(0, len(X) - 1, CHECKED).round().astype(int)])]
+
+    def _pairs(self, config: Any) -> list[float]:
+        """The latency of the final file over the latency of the faster exporter's, of each visit of both."""
+        rounds = self._visit_rounds
+        fast = {m.taken: m for m in self._records(config, "search") if m.rounds == rounds}
+        both = [(m, fast[m.taken]) for m in self._records(config, "final") if m.rounds == rounds and m.taken in fast]
+        return [final.p10 / beside.p10 for final, beside in both][:PAIRS]
 
     def final_latencies(self, X: np.ndarray, what: str) -> np.ndarray:
         """Latencies (n,) in ms of the rows of X as the files that ship, drift divided out: the statistic that budgets
@@ -239,7 +303,7 @@ class Bench:
             return peak_memory(self.device, self._source(config, exporter)(), self.engine)
 
         try:
-            with self._spending("memory"):
+            with self.ledger.spending("measuring memory"):
                 return self._attempt(config, exporter, "memory", ask)
         except NetworkError as error:
             print(f"{self.device.name}: how much memory {config} takes cannot be told: {error}")
@@ -265,6 +329,10 @@ class Bench:
         """Why rows of X failed on the device."""
         failures = [failure for config in self.supernet.space.decode(X) for failure in self._failures(config, exporter)]
         return "; ".join(sorted({reason for failure in failures for reason in failure["reasons"]}))
+
+    def least_ms(self, config: Any) -> float:
+        """The fastest of all runs of a network that was timed, in ms; infinite where it was not."""
+        return min((m.min for m in self._visits(config, self.exporter)), default=math.inf)
 
     def fix_scale(self, X: np.ndarray) -> None:
         """Take what the reference takes when nothing disturbs from the measurements of X, which were taken; for good.
@@ -362,25 +430,35 @@ class Bench:
         return (digest([name, self.weights_id]) if exporter == "final" else name), device_id
 
     def _time(
-        self, configs: Sequence[Any], exporter: str, what: str, table: str = "latency", rounds: int | None = None
+        self,
+        configs: Sequence[Any],
+        exporter: str,
+        what: str,
+        table: str = "latency",
+        rounds: int | None = None,
+        beside: str | None = None,
     ) -> None:
-        """Time networks in so many rounds, or in as many as the device asks for."""
+        """Time networks in so many rounds, or in as many as the device asks for; `beside` their files of another
+        exporter, in the same rounds."""
         if not configs:
             return
         fresh = table == "confirmation"
         expected = self.fingerprint | ({"layout": "random"} if fresh else {})
-        keys = {self._key(config, exporter)[0]: config for config in configs}
-        sources = ((key, self._source(config, exporter)) for key, config in keys.items())
+        both = [(config, by) for config in configs for by in (exporter, beside) if by is not None]
+        self.export([*both, (self.supernet.space.smallest(), "search")])
+        keys = {self._key(*network)[0]: network for network in both}
+        sources = ((key, self._source(*network)) for key, network in keys.items())
         reference = (self._reference, self._source(self.supernet.space.smallest(), "search"))
         try:
-            with self._spending("timing"):
+            with self.ledger.spending(what.removesuffix(", again")):
                 device = dataclasses.replace(self.device, rounds=rounds or self.device.rounds)
-                timed = measure(device, sources, reference, engine=self.engine, fresh=fresh)
+                session = None if fresh else self._session
+                timed = measure(device, sources, reference, engine=self.engine, fresh=fresh, session=session)
                 for key, result in progress(timed, len(keys), what):
                     if any(result.device[name] != told for name, told in expected.items() if name != "cpus"):
                         raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")
                     if isinstance(result, Failure):
-                        self.store.add("failure", self._failure_key(keys[key], exporter), dataclasses.asdict(result))
+                        self.store.add("failure", self._failure_key(*keys[key]), dataclasses.asdict(result))
                     else:
                         self.store.add(table, (key, self.device_id), dataclasses.asdict(result))
         except NetworkError as error:
@@ -394,26 +472,12 @@ class Bench:
 
         return make
 
-    @contextmanager
-    def _spending(self, what: str) -> Iterator[None]:
-        """Adds the seconds that it lasts to those spent on `what`, less those spent on something else meanwhile."""
-        began, before = time.perf_counter(), sum(self.seconds.values())
-        try:
-            yield
-        finally:
-            others = sum(self.seconds.values()) - before
-            self.seconds[what] += time.perf_counter() - began - others
-
     def _subnet(self, config: Any, exporter: str) -> Supernet:
-        if exporter == "final":
-            return self.calibrated(config)
-        # Time does not depend on the statistics, but they must be sane for the file to be checked.
-        subnet = self.supernet.extract(config).eval()
-        return calibrate(subnet, [subnet.example_inputs(8)])
+        return self.calibrated(config) if exporter == "final" else uncalibrated(self.supernet, config)
 
     def network_file(self, config: Any, exporter: str) -> Path:
         """What the device loads of the network, written where it is not there yet: a file, or a folder of them."""
-        folder = self.files / self._key(config, exporter)[0]
+        folder = self._folder(config, exporter)
 
         def write(temporary: Path) -> None:
             ranges = self.data.calibration_batches() if self.device.precision == "int8" else ()
@@ -421,7 +485,7 @@ class Bench:
 
         if not folder.is_dir():  # each appears whole
             try:
-                with self._spending("export"):
+                with self.ledger.spending("exporting"):
                     write_folder(folder, write, ())
             except OSError:
                 if not folder.is_dir():  # else another process was faster
@@ -431,9 +495,88 @@ class Bench:
             os.utime(folder)  # `trim` takes the oldest
         return folder if (folder / PLAN).is_file() else part_file(folder, next(folder.iterdir()).stem)
 
+    def _folder(self, config: Any, exporter: str) -> Path:
+        return self.files / self._key(config, exporter)[0]
+
+    def export(self, networks: Sequence[tuple[Any, str]], what: str = "exporting") -> None:
+        """Write the files of networks (config, exporter) which are not there yet, in several processes where that is
+        faster. A network that fails is left to `network_file`, which says why."""
+        if self.device.times_modules:
+            return
+        todo = [(*network, folder) for network in networks if not (folder := self._folder(*network)).is_dir()]
+
+        def here(config: Any, exporter: str, folder: Path) -> None:
+            with suppress(Exception):
+                self.network_file(config, exporter)
+
+        if len(todo) > 1 or (todo and self._workers is not None):
+            with self.ledger.spending("exporting"):
+                for _ in progress(self._share("write", todo, here), len(todo), what):
+                    pass
+            trim(self.files)
+
+    def exporting(self, X: np.ndarray, exporter: str) -> Iterator[None]:
+        """Writes the files of the rows of X, some at each step."""
+        configs = self.supernet.space.decode(X)
+        step = 1 if self._workers is None else self._workers.n
+        for start in range(0, len(configs), step):
+            self.export([(config, exporter) for config in configs[start : start + step]])
+            yield
+
+    def _share(self, method: str, jobs: Sequence[tuple], here: Callable[..., Any]) -> Iterator[tuple[int, Any]]:
+        """(number of a job, its result) of jobs that are done `here`, until other processes are worth their start; from
+        then on by a `Lab` method there. A job that fails there is done here, where it raises what is wrong."""
+        done, last = 0, 0.0
+        for done, job in enumerate(jobs):
+            left = last * (len(jobs) - done) * (0.5 if done == 1 else 1)  # the first one imports
+            if self._workers is None and left > WORTH and not self._alone:
+                self._start_workers()
+            if self._workers is not None:
+                break
+            began = time.process_time()  # not the clock: a busy machine makes no work worth sharing
+            yield done, here(*job)
+            last = time.process_time() - began
+        else:
+            return
+        rest = jobs[done:]
+        for i, result in self._workers.map(method, rest):
+            yield done + i, here(*rest[i]) if isinstance(result, Failed) else result
+
+    def _start_workers(self) -> None:
+        """Start the processes that share the work of this one; none where there is one core or little memory, or where
+        the supernet or its data cannot be copied to another process."""
+        self._alone = True
+        try:
+            calibration = None if self.data is None else list(self.data.calibration_batches())
+            selected = self.selected if self.evaluates else None
+            state = pickle.dumps(Lab(self.supernet, self.device, calibration, selected))
+        except Exception as error:  # of another package's class
+            print(f"one process works alone: the supernet cannot be copied to others ({type(error).__name__}: {error})")
+            return
+        if b"__main__" in state or len(state) > LARGEST or (n := how_many(len(state))) < 2:
+            return
+        self._workers, self._alone = Workers(state, n), False
+
     def _files(self, config: Any, exporter: str) -> list[Path]:
         path = self.network_file(config, exporter)
         return sorted((path if path.is_dir() else path.parent).iterdir())
+
+    def _delivered(self, config: Any) -> list[Path]:
+        """The final files of a network: those that were timed, if they were, or that an earlier call delivered."""
+        if self.kept is None or self.device.times_modules:
+            return self._files(config, "final")
+        ranges = self.data_id("select")  # which the batches that calibrate are part of
+        kept = self.kept / digest([*self._key(config, "final"), self.weights_id, ranges, code_id(self.supernet)])
+
+        def copy(temporary: Path) -> None:
+            for file in self._files(config, "final"):
+                shutil.copyfile(file, temporary / file.name)
+
+        if not kept.is_dir():
+            write_folder(kept, copy, ())
+            trim(self.kept, KEPT_BYTES, least=1)
+        os.utime(kept)
+        return sorted(kept.iterdir())
 
     # ---- accuracy
 
@@ -444,12 +587,17 @@ class Bench:
         keys = [(name, self.weights_id, self.data_id("select")) for name in names]
         missing = set(self.store.missing("accuracy", keys))
         todo = {key: config for key, config in zip(keys, configs) if key in missing}
-        for key, config in progress(iter(todo.items()), len(todo), what):
-            with self._spending("accuracy"):
-                figures = evaluate_network(self.calibrated(config), self.selected)
-            if not np.isfinite(figures["loss"]):
-                raise ValueError(f"the loss of {config} is {figures['loss']}: did the supernet's training diverge?")
-            self.store.add("accuracy", key, figures)
+
+        def here(config: Any) -> dict[str, float]:
+            return evaluate_network(self.calibrated(config), self.selected)
+
+        with self.ledger.spending(what):
+            found = self._share("evaluate", [(config,) for config in todo.values()], here)
+            for i, figures in progress(found, len(todo), what):
+                key, config = list(todo.items())[i]
+                if not np.isfinite(figures["loss"]):
+                    raise ValueError(f"the loss of {config} is {figures['loss']}: did the supernet's training diverge?")
+                self.store.add("accuracy", key, figures)
         records = self.store.get("accuracy", keys)
         return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
 
@@ -480,7 +628,7 @@ class Bench:
             return items
 
         # One of which a part could not be told is of no use, even where another part is known.
-        with self._spending("accuracy"):
+        with self.ledger.spending("evaluating files"):
             return {name: np.array(values) for name, values in self._attempt(config, "final", "items", ask).items()}
 
     @contextmanager
@@ -506,7 +654,7 @@ class Bench:
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
         """The winner's files, all or none: the saved subnet, those that the device loads, the report and the front."""
         subnet = self.calibrated(config)
-        files = self._files(config, "final")  # those that were timed, if they were
+        files = self._delivered(config)
         computed = {"runtime": self.device.runtime, "precision": self.device.precision}
         metric = Metric.of(self.file_items(config, "test"), report["figure"], "test", **computed)
         report["metric"] = dataclasses.asdict(metric)
@@ -524,6 +672,58 @@ class Bench:
         write_folder(folder, write, FILES, overwrite=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """What another process exports and evaluates networks of: the supernet, and the batches of the data."""
+
+    supernet: Supernet
+    device: Device
+    calibration: Sequence[Any] | None
+    selected: Sequence[Any] | None
+
+    def write(self, config: Any, exporter: str, folder: Path) -> None:
+        """Write the files that the device loads of a network, as `Bench.network_file` does."""
+
+        def write(temporary: Path) -> None:
+            subnet = self._calibrated(config) if exporter == "final" else uncalibrated(self.supernet, config)
+            ranges = self.calibration if self.device.precision == "int8" else ()
+            write_parts(subnet, self.device, temporary, exporter == "search", ranges)
+
+        torch.set_num_threads(1)
+        write_folder(folder, write, ())
+
+    def evaluate(self, config: Any) -> dict[str, float]:
+        """The figures of a network, as `Bench.evaluate` has them."""
+        torch.set_num_threads(1)
+        return evaluate_network(self._calibrated(config), self.selected)
+
+    def _calibrated(self, config: Any) -> Supernet:
+        return calibrate(self.supernet.extract(config).eval(), self.calibration)
+
+
+def uncalibrated(supernet: Supernet, config: Any) -> Supernet:
+    """A network to time: its latency does not depend on BatchNorm's statistics, which must be sane for the file to be
+    checked."""
+    subnet = supernet.extract(config).eval()
+    return calibrate(subnet, [subnet.example_inputs(8)])
+
+
+def ratio_interval(networks: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The geometric mean of ratios, and the bounds of its interval of the level `SURE`.
+
+    Networks may have ratios of their own: the spread is what the measurements of each differ by. A single measurement
+    of each does not show it, and bounds nothing.
+    """
+    logs = [np.log(ratios) for ratios in networks]
+    every = np.concatenate(logs)
+    mean, freedom = float(every.mean()), len(every) - len(logs)
+    if freedom == 0:
+        return math.exp(mean), 0.0, math.inf
+    variance = sum(float(((values - values.mean()) ** 2).sum()) for values in logs) / freedom
+    reach = float(student.ppf((1 + SURE) / 2, freedom)) * math.sqrt(variance / len(every))
+    return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
+
+
 def try_device(device: Device, folder: Path) -> Measurement:
     """Measure a small network; whatever keeps the device from doing so is raised."""
     device.fingerprint()
@@ -537,6 +737,14 @@ def try_device(device: Device, folder: Path) -> Measurement:
     if isinstance(result, Failure):
         raise NetworkError(result.reasons[0])
     return result
+
+
+def code_id(supernet: Supernet) -> str:
+    """The identity of the code that writes files of a supernet's networks: another version may write others."""
+    modules = {type(supernet).__module__, *(f"supernet.{name}" for name in ("elastic", "export", "model")), "recipes"}
+    modules |= {"recipes.device_files"}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
+    return digest([hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file])
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -570,6 +778,20 @@ def part_of(data: Any, name: str) -> Iterator[list[Tensor]]:
         seen += len(batch[-1])
         if len(items[-1]):
             yield items
+
+
+def joined(batches: Iterable[Sequence[Tensor]], most: int = 256) -> Iterator[list[Tensor]]:
+    """The items in larger batches, of at most so many, where batches in a row have items of one shape."""
+    some: list[list[Tensor]] = []
+    for batch in batches:
+        shapes = [x.shape[1:] for x in batch]
+        full = some and sum(len(x[-1]) for x in some) + len(batch[-1]) > most
+        if some and (full or [x.shape[1:] for x in some[-1]] != shapes):
+            yield [torch.cat(parts) for parts in zip(*some)]
+            some = []
+        some.append(list(batch))
+    if some:
+        yield [torch.cat(parts) for parts in zip(*some)]
 
 
 def data_digest(data: Any, batches: Iterable[Sequence[Tensor]]) -> str:

@@ -17,7 +17,7 @@ from predictors.engines import NetworkError
 from predictors.latency import LatencyPredictor, quality
 from recipes import LEAST_SAMPLES
 from recipes.bench import LENGTHS, PARTS, Bench
-from recipes.sampling import Shared, samples_near, time_samples
+from recipes.sampling import Shared, at_least_two, at_most, ends_of, samples_near, time_samples
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.training import compare, means
 
@@ -25,6 +25,8 @@ ROUNDS = 5  # of search, export and measuring
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 WRONG = 0.01  # the largest difference between the losses of a network and of its float32 file, relative
+MARGIN = 1.25  # by how much the smallest network may exceed a bound before the search is refused at once
+POOL = 1000  # networks whose MACs and parameters are looked at for that
 COSTS = ("macs", "params", "file_mb", "memory_mb")  # that may be bounded, beside latency; MB are 1e6 bytes
 
 
@@ -56,21 +58,30 @@ def find_network(
     if "memory_mb" in (bounds or {}):
         bench.device.check_tells_memory()
     shared = shared or Shared()
+    bench.evaluates = True
     ends = space.encode([space.smallest(), space.largest()])
+    refuse_closed_forms(bench, bounds or {}, ends)
+    refuse_budget(bench, budget, ends[:1])
+    refuse_footprints(bench, bounds or {}, ends[:1])
     X, timed_ms = time_samples(bench, latency_samples, rng)
-    smallest_ms, largest_ms = timed_ms[:2]
+    smallest_ms, largest_ms = ends_of(timed_ms)
     X, timed_ms = X[np.isfinite(timed_ms)], timed_ms[np.isfinite(timed_ms)]
     bench.fix_scale(X)
+    floor = bench.noise_floor(X)
+    X, timed_ms = at_least_two(X, timed_ms)
     latency = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
     folds = KFold(5, shuffle=True, random_state=seed)
     report: dict[str, Any] = {
         "budget_ms": budget,
         "timed": {name: bench.supernet.input_spec[name] for name in LENGTHS if name in bench.supernet.input_spec},
         "device": dataclasses.asdict(bench.device) | bench.fingerprint,
-        "latency_predictor": quality(timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=KFold(5))),
-        "noise_floor": bench.noise_floor(X),
+        "latency_predictor": quality(
+            timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=at_most(KFold(5), len(X)))
+        ),
+        "noise_floor": floor,
         "reference_ms": bench.reference_ms,
         "exporters_ratio": bench.exporters_ratio,
+        "exporters_interval": bench.exporters_interval,
         "smallest_ms": smallest_ms,
         "largest_ms": largest_ms if math.isfinite(largest_ms) else None,  # it failed on the device
     }
@@ -96,7 +107,9 @@ def find_network(
     if not direct:  # how good they are is told by random networks alone
         told_by = {name: values[:samples] for name, values in figures.items()}
         report["accuracy_predictor"] = {
-            name: quality(told_by[name], cross_val_predict(clone(model), A[:samples], told_by[name], cv=folds))
+            name: quality(
+                told_by[name], cross_val_predict(clone(model), A[:samples], told_by[name], cv=at_most(folds, samples))
+            )
             for name, model in predictors.items()
         }
 
@@ -136,14 +149,15 @@ def find_network(
             if not direct:
                 predictors["loss"].fit(A, figures["loss"])
             try:
-                result = evolutionary_search(
-                    space,
-                    score,
-                    [(told, budget), *limits_of(limits)],
-                    population=population,
-                    generations=generations,
-                    seed=seed,
-                )
+                with bench.ledger.spending("searching"):
+                    result = evolutionary_search(
+                        space,
+                        score,
+                        [(told, budget), *limits_of(limits)],
+                        population=population,
+                        generations=generations,
+                        seed=seed,
+                    )
             except InfeasibleError:  # to the corrected predictor nothing is fast enough
                 break
             new = distinct(result.X, A, finalists)
@@ -197,12 +211,13 @@ def find_network(
     report["failed_finalists"] = len(finals) - len(ran)
     costs = bench.supernet.costs(space.encode([winner["config"]]))
     report |= {unit: int(values[0]) for unit, values in costs.items()}
-    report["seconds"] = {what: round(seconds, 3) for what, seconds in bench.seconds.items()}
+    report["seconds"] = {what: round(seconds, 3) for what, seconds in bench.ledger.seconds.items()}
     report["samples"] = [
         {"predicted_latency_ms": ms} | {name: float(values[i]) for name, values in figures.items()}
         for i, ms in enumerate(latency.predict(A[:samples]).tolist())
     ]
-    bench.write(folder, winner["config"], report)
+    with bench.ledger.spending("writing"):
+        bench.write(folder, winner["config"], report)
     print(
         f"budget {budget:.3f} ms; predicted {winner['predicted_latency_ms']:.3f} ms, measured"
         f" {winner['confirmed_ms']:.3f} ms; the file's {figure} {report['select'][figure]:.4f} where it was chosen,"
@@ -210,6 +225,40 @@ def find_network(
         f" written to {folder}"
     )
     return report
+
+
+def refuse_closed_forms(bench: Bench, bounds: Mapping[str, float], ends: np.ndarray) -> None:
+    """ValueError where no network keeps a bound on MACs or parameters: nothing needs to be measured for that."""
+    X = np.concatenate([ends, bench.supernet.space.sample(POOL, np.random.default_rng(0))])
+    for name, least in ((name, float(values.min())) for name, values in bench.supernet.costs(X).items()):
+        if bounds.get(name, math.inf) < least:
+            raise ValueError(
+                f"{name} = {bounds[name]:g} cannot be met: the least of {len(X)} networks, the smallest among them, is"
+                f" {least:g}. Give at least that"
+            )
+
+
+def refuse_budget(bench: Bench, budget: float, smallest: np.ndarray) -> None:
+    """ValueError where the smallest network never ran within the budget, nor nearly so: told by its first visit."""
+    (ms,) = bench.latencies(smallest, "timing the smallest network", visits=1)
+    config = bench.supernet.space.decode(smallest)[0]
+    least = bench.least_ms(config)
+    if math.isfinite(ms) and budget * MARGIN < least:
+        raise ValueError(
+            f"{budget:g} ms cannot be met on {bench.device.name}: the smallest network takes {ms:.3g} ms, its fastest"
+            f" run {least:.3g} ms. Give a budget of at least {1.05 * ms:.2g} ms, or a faster device: {config}"
+        )
+
+
+def refuse_footprints(bench: Bench, bounds: Mapping[str, float], smallest: np.ndarray) -> None:
+    """ValueError where the smallest network's file, or its memory by a margin, is beyond the bound."""
+    for name, exporter, margin in (("file_mb", "final", 1.0), ("memory_mb", "search", MARGIN)):
+        if name in bounds:
+            (mb,) = bench.footprints(smallest, exporter, name)
+            if math.isfinite(mb) and bounds[name] * margin < mb:
+                raise ValueError(
+                    f"{name} = {bounds[name]:g} cannot be met: the smallest network has {mb:.3g} MB. Give at least that"
+                )
 
 
 def sign_of(figure: str) -> int:
@@ -351,7 +400,7 @@ class Limit:
         if not self.exact:
             self.y = bench.footprints(X, "search", name)
             self.X, self.y = self.X[np.isfinite(self.y)], self.y[np.isfinite(self.y)]
-            if len(self.y) < LEAST_SAMPLES:
+            if len(self.y) < min(LEAST_SAMPLES, len(X)):
                 raise ValueError(f"{name}: of {len(X)} networks only {len(self.y)} could be measured")
             self.model.fit(self.X, self.y)
         least = min(self.predict(X).min(), self.y.min(initial=math.inf))

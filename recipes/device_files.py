@@ -141,8 +141,9 @@ def writers() -> list[tuple[str, ...]]:
     return list(found)
 
 
-def trim(files: Path) -> None:
-    """Delete networks' folders while all take more than `CACHE` bytes, the longest unused first; `KEPT` stay.
+def trim(files: Path, most: float | None = None, least: int | None = None) -> None:
+    """Delete networks' folders while all take more than `most` bytes (`CACHE`), the longest unused first; the `least`
+    number (`KEPT`) stay.
 
     Other processes may write, and trim, the same.
     """
@@ -152,8 +153,8 @@ def trim(files: Path) -> None:
             with suppress(FileNotFoundError):
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 found.append((folder.stat().st_mtime_ns, folder, size))
-    surplus = sum(size for *_, size in found) - CACHE
-    for _, folder, size in sorted(found)[:-KEPT]:
+    surplus = sum(size for *_, size in found) - (CACHE if most is None else most)
+    for _, folder, size in sorted(found)[: -(KEPT if least is None else least)]:
         if surplus <= 0:
             return
         with suppress(FileNotFoundError):

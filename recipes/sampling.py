@@ -25,9 +25,10 @@ ASKED = 4  # of their visits, by which that is told
 def measure_space(bench: Bench, samples: int | None, max_samples: int, max_seconds: float, seed: int) -> dict[str, Any]:
     """Time networks, and report how well a latency predictor and two simpler ones do on them."""
     X, ms = time_samples(bench, samples, np.random.default_rng(seed), max_samples, max_seconds)
-    smallest_ms, largest_ms = ms[:2]
+    smallest_ms, largest_ms = ends_of(ms)
     ran = np.isfinite(ms)
-    X, ms = X[ran], ms[ran]
+    floor = bench.noise_floor(X[ran])
+    X, ms = at_least_two(X[ran], ms[ran])
     errors = {
         "cv_error": LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
         .fit(X, ms)
@@ -35,14 +36,14 @@ def measure_space(bench: Bench, samples: int | None, max_samples: int, max_secon
         "macs_error": LatencyPredictor(terms=MacsAlone(bench.supernet.cost_terms)).fit(X, ms).cv_error_,
         "constant_error": LatencyPredictor(terms=MacsAlone(None)).fit(X, ms).cv_error_,
     }
-    report = {"n": len(ran), "failed": int((~ran).sum())} | errors | {"noise_floor": bench.noise_floor(X)}
+    report = {"n": len(ran), "failed": int((~ran).sum())} | errors | {"noise_floor": floor}
     report |= {
         "smallest_ms": float(smallest_ms) if math.isfinite(smallest_ms) else None,
         "largest_ms": float(largest_ms) if math.isfinite(largest_ms) else None,
-        "seconds": {what: round(seconds, 1) for what, seconds in bench.seconds.items()},
+        "seconds": {what: round(seconds, 1) for what, seconds in bench.ledger.seconds.items()},
     }
     print(
-        f"{bench.device.name}: {len(ran)} networks, {len(ran) - len(X)} of which failed; the predictor's error is"
+        f"{bench.device.name}: {len(ran)} networks, {report['failed']} of which failed; the predictor's error is"
         f" {100 * errors['cv_error']:.2f} %, of a line on MACs {100 * errors['macs_error']:.2f} %, of a constant"
         f" {100 * errors['constant_error']:.2f} %; the measurements repeat to {100 * report['noise_floor']:.2f} %"
     )
@@ -57,6 +58,11 @@ class MacsAlone:
 
     def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
         return {"macs": np.zeros(len(X)) if self.terms is None else total(self.terms(X), "macs")}
+
+
+def ends_of(ms: np.ndarray) -> tuple[float, float]:
+    """The latencies of the smallest and of the largest network among those of `time_samples`, which may be the same."""
+    return float(ms[0]), float(ms[min(1, len(ms) - 1)])
 
 
 def spread_budgets(bench: Bench, samples: int | None, n: int, seed: int) -> list[float]:
@@ -107,14 +113,16 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
     least = first if math.isinf(most_seconds) else STEP
     for n in range(min(least, len(X)), len(X) + STEP, STEP) if samples is None else [samples]:
         n = min(n, len(X))
-        ms = bench.latencies(X[:n], "timing samples", ASKED)
+        ms = bench.latencies(X[:n], "timing samples", ASKED, bench.exporting(bench.to_check(X[:n]), "final"))
         ran = np.isfinite(ms)
-        if ran.any() and not bench.agrees(X[:n][ran], ms[ran]):
+        if ran.any() and not bench.agrees(X[:n][ran]):
             ms = bench.latencies(X[:n], "timing samples", ASKED)  # now as the files that ship
             ran = np.isfinite(ms)
-        if ran.sum() < LEAST_SAMPLES and (n == len(X) or n >= first):
+        if ran.sum() < min(LEAST_SAMPLES, len(X)) and (n == len(X) or n >= first):
             why = bench.reasons(X[:n], bench.exporter) or "there are no others"
             raise ValueError(f"only {ran.sum()} networks could be timed on {bench.device.name}: {why}")
+        if n == len(X):
+            break
         if samples is None and ran.sum() >= LEAST_SAMPLES and bench.busy_seconds(X[:n], ASKED) > most_seconds:
             break
         if samples is None and n >= first:
@@ -131,6 +139,16 @@ def latency_rows(space: SearchSpace, n: int, rng: np.random.Generator) -> np.nda
     """n rows that the latency predictor may be fitted on: both ends of the space, and random ones; fewer where some of
     them are the same, as in a small space."""
     return np.array(unique([*space.encode([space.smallest(), space.largest()]), *space.sample(n - 2, rng)]))
+
+
+def at_most(folds: KFold, rows: int) -> KFold:
+    """The folds, or as many as there are rows: a space may have fewer networks than folds."""
+    return KFold(min(folds.n_splits, rows), shuffle=folds.shuffle, random_state=folds.random_state)
+
+
+def at_least_two(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and their values; the only network of a space twice, since an estimator needs two rows."""
+    return (np.repeat(X, 2, axis=0), np.repeat(y, 2)) if len(X) == 1 else (X, y)
 
 
 def unique(rows: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -179,7 +197,8 @@ def samples_near(
         A = np.vstack([ends, known, *pool[: max(size - counted, 0)]])
         if n is None:
             loss = bench.evaluate(A, "evaluating samples")["loss"]
-            told = cross_val_predict(AccuracyPredictor(terms=bench.supernet.cost_terms), A, loss, cv=folds)
+            model = AccuracyPredictor(terms=bench.supernet.cost_terms)
+            told = cross_val_predict(model, A, loss, cv=at_most(folds, len(A)))
             errors[len(A)] = float(np.sqrt(np.mean((told - loss) ** 2)))
             if enough(errors, floor=0.0):
                 break

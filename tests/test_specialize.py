@@ -3,6 +3,10 @@ import json
 import math
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +21,7 @@ from predictors.devices import DEVICES, STATISTICS
 from predictors.engines import ENGINES, NetworkError, process_engine
 from predictors.measuring import Failure
 from predictors.runtimes import onnx_precision
-from predictors.store import digest
+from predictors.store import Store, digest
 from recipes import (
     bench,
     closed_loop,
@@ -62,6 +66,8 @@ def quick_devices(monkeypatch):
             DEVICES, name, dataclasses.replace(device, warmup=1, rounds=4, runs=5, spacing=0.0, statistic="min")
         )
     monkeypatch.setattr(bench, "CHECKED", 1)  # whose figure, then, is not to change what the tests see
+    monkeypatch.setattr(bench, "PAIRS", 1)
+    monkeypatch.setattr(bench, "WORTH", math.inf)  # other processes know nothing of what a test patches
     monkeypatch.setattr(bench, "AGREE", math.inf)
     monkeypatch.setattr(bench, "VISITS", 1)
     monkeypatch.setattr(sampling, "ASKED", 1)
@@ -203,7 +209,8 @@ def test_accuracies_of_other_weights_and_other_data_are_not_taken(folder, tmp_pa
     assert work["evaluated"] >= 10
 
 
-def test_a_budget_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
+def test_a_budget_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work, monkeypatch):
+    monkeypatch.setattr(closed_loop, "MARGIN", math.inf)  # else the smallest network's first visit is enough
     with pytest.raises(ValueError, match=r"cannot be met: of the samples the fastest took .* ms too long: Mobile"):
         specialize(str(folder), max_latency=1e-4, out=str(tmp_path / "x"), **FEW)
     assert not (tmp_path / "x").exists() and work["evaluated"] == 0
@@ -311,7 +318,7 @@ def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work,
     store = str(tmp_path / "store.sqlite")
     report = measure(str(folder), "onnxruntime", store=store)
     assert asked == [20, 30] and report["n"] == 30 and report["failed"] == 0
-    assert work["timed"] == 30 + bench.CHECKED
+    assert work["timed"] == 30 + 2 * bench.CHECKED
     assert 0 < report["cv_error"] < report["constant_error"] and report["smallest_ms"] < report["largest_ms"]
     timed, original = [], bench.Bench._time
 
@@ -331,7 +338,7 @@ def test_samples_are_timed_several_times(folder, tmp_path, work, monkeypatch):
     store = str(tmp_path / "store.sqlite")
     for _ in range(2):
         measure(str(folder), "onnxruntime", samples=6, store=store)
-        assert work["timed"] == 3 * (6 + bench.CHECKED)
+        assert work["timed"] == 3 * 6 + 2 * bench.CHECKED
     with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as known:
         X = sampling.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
         config, before = known.supernet.space.decode(X)[2], known.latencies(X, "")
@@ -478,11 +485,6 @@ def test_a_space_of_few_networks_is_timed_in_full(tmp_path):
     assert measure(of_one_kind(tmp_path / "supernet", (12, 16, 20, 24, 28, 32)), "onnxruntime")["n"] == 6
 
 
-def test_a_space_of_too_few_networks_is_told(tmp_path):
-    with pytest.raises(ValueError, match="only 3 networks could be timed on onnxruntime: there are no others"):
-        measure(of_one_kind(tmp_path / "supernet", (12, 16, 20)), "onnxruntime")
-
-
 def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 3)
     timing, store = bench.measure, str(tmp_path / "store.sqlite")
@@ -513,7 +515,7 @@ def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
     for _ in range(2):  # once more, it knows how long the networks ran
         report = measure(str(folder), "onnxruntime", max_seconds=1e-6, store=str(tmp_path / "b.sqlite"))
         assert report["n"] == 10
-    assert work["timed"] == 23 + 10 + 2 * bench.CHECKED
+    assert work["timed"] == 23 + 10 + 2 * 2 * bench.CHECKED
 
 
 def test_measuring_what_makes_no_sense_is_refused(folder):
@@ -874,6 +876,7 @@ def test_a_front_has_networks_over_all_latencies(folder, tmp_path, steady):
 
 def test_files_that_ship_are_timed_where_those_of_the_faster_exporter_do_not_agree(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "AGREE", -1.0)
+    monkeypatch.setattr(bench, "PAIRS", 2)
     exporters, timing = [], bench.Bench._time
 
     def spying(self, configs, exporter, what, *table, **rounds):
@@ -882,7 +885,7 @@ def test_files_that_ship_are_timed_where_those_of_the_faster_exporter_do_not_agr
 
     monkeypatch.setattr(bench.Bench, "_time", spying)
     measure(str(folder), device="onnxruntime", samples=6, store=str(tmp_path / "store.sqlite"))
-    assert exporters == ["search"] * 6 + ["final"] * 6
+    assert exporters == ["search"] * 6 + ["final"] * (2 + 5)  # of both files of one network twice
 
 
 def test_evaluations_end_where_more_would_tell_little(folder, tmp_path, work):
@@ -983,3 +986,104 @@ def test_distinct_rows_are_new_and_apart():
     X = np.array([[1, 1, 1, 1.0], [1, 1, 1, 2], [2, 2, 2, 2], [3, 3, 3, 3]])
     assert distinct(X, X[3:], 5).tolist() == [[1, 1, 1, 1], [2, 2, 2, 2]]
     assert distinct(X, X, 5).shape == (0, 4)
+
+
+def test_a_budget_far_below_the_smallest_network_is_refused_after_one_visit_of_it(folder, tmp_path, work):
+    few = FEW | {"store": str(tmp_path / "store.sqlite")}
+    with pytest.raises(ValueError, match=r"0.001 ms cannot be met on onnxruntime: the smallest network takes .* ms"):
+        specialize(str(folder), max_latency=1e-3, out=str(tmp_path / "x"), **few)
+    assert work["timed"] == 1 and work["evaluated"] == 0
+
+
+@pytest.mark.parametrize("bound, timed", [({"max_macs": 10}, 0), ({"max_params": 10}, 0), ({"max_file_mb": 1e-3}, 1)])
+def test_other_bounds_that_nothing_meets_are_refused_before_samples_are_timed(folder, tmp_path, work, bound, timed):
+    few = FEW | {"store": str(tmp_path / "store.sqlite")} | bound
+    name, value = next(iter(bound.items()))
+    with pytest.raises(ValueError, match=f"{name.removeprefix('max_')} = {value:g} cannot be met: .* at least that"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), **few)
+    assert work["timed"] == timed and work["evaluated"] == 0
+
+
+@pytest.mark.parametrize("sizes", [(12,), (12, 16), (12, 16, 20)])
+def test_the_best_of_a_space_of_few_networks_is_found(tmp_path, sizes):
+    supernet = of_one_kind(tmp_path / "supernet", sizes)
+    assert measure(supernet, "onnxruntime")["n"] == len(sizes)
+    report = specialize(supernet, max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    assert report["config"]["resolution"] in sizes
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused_before_the_work(folder, tmp_path, work):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="out = .* is a file.*: choose another folder"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "file" / "x" / "out"), **FEW)
+    assert work["timed"] == 0 and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_ratios_are_known_to_be_off_only_where_their_interval_says_so():
+    rng = np.random.default_rng(0)
+    noisy = [0.96 * np.exp(rng.normal(0, 0.05, 4)) for _ in range(3)]
+    ratio, low, high = bench.ratio_interval(noisy)
+    assert low < ratio < high and high > 0.98
+    apart = [level * np.exp(rng.normal(0, 0.002, 4)) for level in (0.9, 0.95)]  # whose levels are known well
+    assert bench.ratio_interval(apart)[2] < 0.98
+    assert bench.ratio_interval([[1.1], [0.9]])[1:] == (0.0, math.inf)
+
+
+def test_other_processes_make_the_same_of_networks(folder, tmp_path, monkeypatch):
+    found = []
+    for worth in (0.0, math.inf):
+        monkeypatch.setattr(bench, "WORTH", worth)
+        store, files = str(tmp_path / f"store-{worth}"), str(tmp_path / f"files-{worth}")
+        with open_bench(str(folder), "onnxruntime", None, store, files, "process") as opened:
+            opened.evaluates = True
+            X = opened.supernet.space.sample(4, np.random.default_rng(0))
+            opened.export([(config, "search") for config in opened.supernet.space.decode(X)])
+            found.append(opened.evaluate(X, "evaluating")["loss"])
+            assert (opened._workers is not None) == (worth == 0)
+            assert len([path for path in opened.files.iterdir()]) == 4
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_what_was_delivered_is_not_exported_again(folder, tmp_path, monkeypatch):
+    few = FEW | {"store": str(tmp_path / "store.sqlite")}
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "first"), **few)
+    monkeypatch.setattr(bench, "write_parts", lambda *arguments: pytest.fail("it was exported again"))
+    specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **few)
+    first, second = ((tmp_path / name / "subnet.onnx").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+KILLED = """
+import dataclasses, sys
+from predictors.devices import DEVICES
+from recipes import measure
+DEVICES["onnxruntime"] = dataclasses.replace(DEVICES["onnxruntime"], rounds=4, runs=5, spacing=0.02)
+measure(sys.argv[1], "onnxruntime", samples=8, store=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_killed_process_had_measured_is_not_measured_again(folder, tmp_path, how):
+    store, temporary = tmp_path / "store.sqlite", tmp_path / "tmp"
+    temporary.mkdir()
+    arguments = [sys.executable, "-c", KILLED, str(folder), str(store)]
+    options = {"env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}}
+
+    def timed():
+        if not store.is_file():
+            return 0
+        with Store(store) as known:
+            return len(known.records("latency"))
+
+    process = subprocess.Popen(arguments, **options)
+    while timed() < 20:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.wait()
+    if how == signal.SIGTERM:  # what it was writing is gone with it
+        assert process.returncode == 128 + how and list(temporary.iterdir()) == []
+    before = timed()
+    subprocess.run(arguments, check=True, **options)
+    assert before < timed() == 8 * 8 + 2 * 4 * 5  # visits of all samples, and of both files of the checked ones

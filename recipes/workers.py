@@ -1,0 +1,152 @@
+"""Processes that work for this one, each on a core of its own, while no network is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from predictors.engines import end_with_stdin
+
+MOST = 8  # processes
+EACH = 1e9  # bytes that a process needs beside its copy of the state, roughly
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """A job failed in another process: what it raised there, or how the process ended."""
+
+    reason: str
+
+
+class Workers:
+    """Processes that each have a copy of an object, and call its methods; a context manager.
+
+    `state` is the pickled object. The processes end with this one, however that ends.
+    """
+
+    def __init__(self, state: bytes, n: int) -> None:
+        self._state, self.n = state, n
+        self._pool = ThreadPoolExecutor(n, thread_name_prefix="workers")
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(n):
+            self._idle.put(_Worker(state))
+
+    def map(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """(number of the job, what the method returned, or `Failed`) as jobs are done; those that have not begun when
+        the iterator is closed never do."""
+        futures = {self._pool.submit(self._call, method, job): i for i, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _call(self, method: str, job: tuple[Any, ...]) -> Any:
+        worker = self._idle.get()
+        try:
+            return worker.call(method, job)
+        except (EOFError, OSError) as error:
+            worker.end()
+            worker = _Worker(self._state)
+            return Failed(f"a process that worked was lost: {error}")
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        while not self._idle.empty():
+            self._idle.get().end()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Worker:
+    """One process."""
+
+    def __init__(self, state: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from recipes.workers import serve; serve({theirs.fileno()})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.PIPE,  # at an end when this process is
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # of exporters, which warn of what is checked
+            )
+        self._connection = Connection(ours.detach())
+        self._state: bytes | None = state  # sent with the first call: a large one waits for the process to read it
+
+    def call(self, method: str, job: tuple[Any, ...]) -> Any:
+        if self._state is not None:
+            self._connection.send_bytes(self._state)
+            self._state = None
+        self._connection.send_bytes(pickle.dumps((method, job)))
+        return pickle.loads(self._connection.recv_bytes())
+
+    def end(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+
+
+def serve(descriptor: int) -> None:
+    """Answer the calls that come through a socket, until it closes: what runs in a process of `Workers`."""
+    connection = Connection(descriptor)
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver ends this process
+    state, broken = None, ""
+    try:
+        state = pickle.loads(connection.recv_bytes())
+    except EOFError:
+        return
+    except Exception as error:
+        broken = f"{type(error).__name__}: {error}"
+    gc.freeze()
+    while True:
+        try:
+            method, job = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        gc.disable()  # an export makes many objects, and collecting among them takes a fifth of it
+        try:
+            answer = Failed(broken) if broken else getattr(state, method)(*job)
+        except Exception as error:
+            answer = Failed(f"{type(error).__name__}: {error}")
+        connection.send_bytes(pickle.dumps(answer))
+        gc.enable()
+        gc.collect()
+
+
+def how_many(state: int) -> int:
+    """How many processes may work, each with a copy of a state of so many bytes: one a core, as memory allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(cores, MOST, int(free_memory() / 2 / (EACH + 3 * state))))
+
+
+def free_memory() -> float:
+    """The bytes of memory that are free; infinity where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    return 1024.0 * next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)

@@ -1,0 +1,22 @@
+import os
+import pickle
+
+from recipes.workers import Failed, Workers, how_many
+
+
+def test_methods_are_called_on_a_copy_of_the_state_and_what_they_raise_is_reported():
+    with Workers(pickle.dumps("banana"), 2) as workers:
+        found = dict(workers.map("count", [("a",), ("n",), (1,), ("b",)]))
+        assert dict(workers.map("upper", [()])) == {0: "BANANA"}
+    assert (found[0], found[1], found[3]) == (3, 2, 1)
+    assert isinstance(found[2], Failed) and "TypeError" in found[2].reason
+
+
+def test_a_process_that_is_lost_fails_its_job_alone():
+    with Workers(pickle.dumps(os._exit), 1) as workers:
+        for _ in range(2):  # the second time it is another process
+            assert isinstance(dict(workers.map("__call__", [(3,)]))[0], Failed)
+
+
+def test_no_more_processes_work_than_memory_allows():
+    assert how_many(10**15) == 0 <= how_many(10**6)
