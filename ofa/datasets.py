@@ -519,7 +519,9 @@ def from_timm(name: str, root: str | None, download: bool, arguments: Mapping[st
         raise ValueError(f"timm's {name} does not say its classes")
     if classes[0] != classes[1]:
         raise ValueError(f"timm's {name}: the classes are {classes[0]} for training, {classes[1]} for testing")
-    return Source(rest or Path(root).resolve().name, *parts, tuple(map(str, classes[0])), *IMAGENET)
+    named = Path(rest or root)
+    called = named.resolve().name if named.is_dir() else rest  # a folder is called by its name, without its path
+    return Source(called, *parts, tuple(map(str, classes[0])), *IMAGENET)
 
 
 def timm_folders(name: str, root: str | None, arguments: Mapping[str, Any]) -> list[Any]:
