@@ -37,7 +37,7 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         dataset: digits (inside scikit-learn), fashion_mnist, folder (`root`/train and `root`/val with a folder per
-            class; val is the test set), torchvision:NAME or timm:NAME (NAME: a folder, hfds/NAME or torch/NAME).
+            class; val is the test set), torchvision:NAME, or timm:NAME (folder, hfds/NAME or torch/NAME).
             `ofa.datasets.LAYOUTS` lists which of torchvision are read, and which parts of them train and test.
         root: where the files are. fashion_mnist also looks where Debian's package puts them.
         batch_size: of training and evaluation, in each process.
