@@ -135,6 +135,10 @@ def readable(source: Source, on_error: str) -> Source:
             f"{len(broken)} of {len(paths)} image files are broken ({counts}). Mend or remove them, or leave them out"
             f" by on_error: skip.{named}{more}"
         )
+    if not all(fine.any() for fine in whole.values()):
+        raise ValueError(
+            f"{len(broken)} of {len(paths)} image files are broken, no part may lose all ({counts}).{named}{more}"
+        )
     rank_zero_info(f"{len(broken)} of {len(paths)} image files are broken and left out ({counts}):{named}{more}")
     return dataclasses.replace(
         source, **{name: part.subset(np.flatnonzero(whole[name])) for name, part in parts.items()}
