@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +37,7 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         dataset: digits (inside scikit-learn), fashion_mnist, folder (`root`/train and `root`/val with a folder per
-            class; val is the test set), torchvision:NAME or timm:NAME (NAME: a folder, hfds/NAME or torch/NAME).
+            class; val is the test set), torchvision:NAME, or timm:NAME (folder, hfds/NAME or torch/NAME).
             `ofa.datasets.LAYOUTS` lists which of torchvision are read, and which parts of them train and test.
         root: where the files are. fashion_mnist also looks where Debian's package puts them.
         batch_size: of training and evaluation, in each process.
@@ -89,16 +89,8 @@ class ImageData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("calibration", calibration, 1),
-            ("padding", padding, 0),
-            ("workers", workers, 0),
-            ("seed", seed, 0),
-            ("image_size", 1 if image_size is None else image_size, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} = {value}: at least {least}")
+        check_least(batch_size=batch_size, calibration=calibration, image_size=1 if image_size is None else image_size)
+        check_least(0, padding=padding, workers=workers, seed=seed)
         if len(background) != 3 or not all(0 <= value <= 255 for value in background):
             raise ValueError(f"background = {background} is not red, green and blue, each 0 to 255")
         augment, plain = transforms(image_size, fit, background, padding, scale, flip, jitter)
@@ -107,13 +99,8 @@ class ImageData(pl.LightningDataModule):
         if len(self.classes) < 2:
             raise ValueError(f"{dataset}: {len(self.classes)} class is not enough to learn from")
         channels = len(source.mean) if channels is None else channels
-        if channels not in (1, 3):
-            raise ValueError(f"channels = {channels} is neither 1 nor 3")
         mean, std = source.mean if mean is None else mean, source.std if std is None else std
-        if not len(mean) == len(std) == channels:
-            raise ValueError(f"mean and std must have {channels} values, one for each channel")
-        if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
-            raise ValueError(f"mean = {mean} and std = {std} must be finite, std positive")
+        check_normalization(channels, mean, std)
 
         finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
         augment, plain = v2.Compose([augment, finish]), v2.Compose([plain, finish])
@@ -134,15 +121,15 @@ class ImageData(pl.LightningDataModule):
         self.class_counts = np.bincount(self.train.labels, minlength=len(self.classes))  # training images of each
         self.input_spec: dict[str, Any] = {
             "shape": list(image.shape),
-            "mean": list(mean),
-            "std": list(std),
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
             "classes": len(self.classes),
             "class_names": self.classes,
-            "image_size": image_size,
+            "image_size": None if image_size is None else int(image_size),
             "fit": fit,
             "crop_pct": crop_share(fit, scale),
             "interpolation": INTERPOLATION,
-            "background": list(background),
+            "background": [int(value) for value in background],
             "dataset": source.name,
             "license": source.license if license is None else license,
         }
@@ -270,6 +257,23 @@ class Images(Dataset):
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(f"{name} is {tuple(image.shape)}, others are {tuple(self.shape)}: give an image_size")
         return image, label
+
+
+def check_least(least: int = 1, **settings: int) -> None:
+    """Raise ValueError for a setting below `least`."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} = {value}: at least {least}")
+
+
+def check_normalization(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError for a mean or std that does not fit the channels, or makes no sense."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels = {channels} is neither 1 nor 3")
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"mean and std must have {channels} values, one for each channel")
+    if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
+        raise ValueError(f"mean = {mean} and std = {std} must be finite, std positive")
 
 
 def report_small_classes(labels: np.ndarray, classes: list[str]) -> None:

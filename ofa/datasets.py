@@ -135,6 +135,10 @@ def readable(source: Source, on_error: str) -> Source:
             f"{len(broken)} of {len(paths)} image files are broken ({counts}). Mend or remove them, or leave them out"
             f" by on_error: skip.{named}{more}"
         )
+    if not all(fine.any() for fine in whole.values()):
+        raise ValueError(
+            f"{len(broken)} of {len(paths)} image files are broken, no part may lose all ({counts}).{named}{more}"
+        )
     rank_zero_info(f"{len(broken)} of {len(paths)} image files are broken and left out ({counts}):{named}{more}")
     return dataclasses.replace(
         source, **{name: part.subset(np.flatnonzero(whole[name])) for name, part in parts.items()}
@@ -519,7 +523,9 @@ def from_timm(name: str, root: str | None, download: bool, arguments: Mapping[st
         raise ValueError(f"timm's {name} does not say its classes")
     if classes[0] != classes[1]:
         raise ValueError(f"timm's {name}: the classes are {classes[0]} for training, {classes[1]} for testing")
-    return Source(rest or Path(root).resolve().name, *parts, tuple(map(str, classes[0])), *IMAGENET)
+    named = Path(rest or root)
+    called = named.resolve().name if named.is_dir() else rest  # a folder is called by its name, without its path
+    return Source(called, *parts, tuple(map(str, classes[0])), *IMAGENET)
 
 
 def timm_folders(name: str, root: str | None, arguments: Mapping[str, Any]) -> list[Any]:

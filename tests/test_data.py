@@ -250,3 +250,14 @@ def test_a_moved_folder_is_the_same_data(tmp_path):
     for name in ("a", "b"):
         states.append(ofa.ImageData("folder", str(write_folder(tmp_path / name)), 4, 3, image_size=16).state_dict())
     assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("fit", ["crop", "squeeze", "pad"])
+def test_augmented_batches_do_not_depend_on_workers_or_on_what_was_read_before(tmp_path, fit):
+    root = str(write_folder(tmp_path, size=(20, 31)))
+    options = {"image_size": 16, "scale": (0.3, 1), "flip": True, "jitter": (0.2, 0.2), "fit": fit}
+    alone, workers = (ofa.ImageData("folder", root, 4, 3, workers=n, **options) for n in (0, 2))
+    alone.train[(7, 0)]
+    for ours, theirs in zip(alone.train_dataloader(), workers.train_dataloader(), strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    assert not torch.equal(alone.train[(0, 0)][0], alone.train[(1, 0)][0])

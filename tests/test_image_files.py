@@ -102,6 +102,13 @@ def test_broken_files_are_left_out_on_request(tmp_path, caplog):
     assert sum(len(images) for images, _ in data.test_dataloader()) == 11
 
 
+def test_a_part_whose_files_are_all_broken_is_refused(tmp_path):
+    for path in write_photos(tmp_path).glob("val/*/*.jpg"):
+        cut(path)
+    with pytest.raises(ValueError, match="no part may lose all .0 of the train part, 12 of the test part"):
+        open_photos(tmp_path, on_error="skip")
+
+
 def test_an_unknown_way_with_broken_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match="on_error = 'ignore'"):
         open_photos(write_photos(tmp_path), on_error="ignore")

@@ -64,6 +64,14 @@ def test_a_transparent_image_lies_on_the_background(mode):
 
 
 @pytest.mark.parametrize(
+    "kind, options", [("PNG", {}), ("GIF", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("TGA", {})]
+)
+def test_transparency_is_read_from_every_format_that_has_it(kind, options):
+    shown = np.asarray(as_shown(saved(drawing("RGBA"), kind, **options), "RGB", BACKGROUND))
+    assert (shown[:, :4] == 0).all() and (shown[:, 4:] == BACKGROUND).all()
+
+
+@pytest.mark.parametrize(
     "image, key",
     [
         (Image.new("L", (2, 2), 7), 7),
