@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
+import hat
 import ofa
 import recipes
 from recipes.cli import main
+from recipes.lightning import follow_data
 from supernet.data import calibration_batches, check_module, image_spec
 from supernet.export import load
 from supernet.search import evolutionary_search
@@ -52,6 +55,14 @@ model:
       space: {class_path: ofa.mobilenet_v3_space, init_args: {depth: [2, 3], resolution: 8}}
   phases: [{name: all, steps: "2", lr: "0.1", warmup_lr: 1e-3, space: {depth: 2}}]
 trainer: {limit_val_batches: 1}
+"""
+
+
+NETS = """
+import ofa
+
+def small(num_classes: int | None = None, width: float = 1.0) -> ofa.MobileNetV3:
+    return ofa.MobileNetV3(None, num_classes, width)
 """
 
 
@@ -146,6 +157,34 @@ def test_a_module_that_is_not_found_says_where_it_was_looked_for(here, capsys):
         recipes.make_data({"class_path": "my_fotos.Photos"})
     with pytest.raises(ValueError, match="which has no Photo: rename your file"):
         recipes.make_data({"class_path": "my_photos.Photo"})
+
+
+def test_the_vocabulary_follows_the_tokenizer(tmp_path):
+    small = dict(dataset="numbers", max_length=60)
+    hat.ParallelText(vocab_size=300, **small).tokenizer.save_pretrained(tmp_path)
+    data = hat.ParallelText(tokenizer=str(tmp_path), **small)
+    assert data.input_spec["vocab_size"] == 300
+    model = Namespace(supernet=Namespace(class_path="hat.Transformer", init_args=Namespace(vocab_size=None, qkv_dim=8)))
+    follow_data(model, data)
+    assert model.supernet.init_args == Namespace(vocab_size=300, qkv_dim=8)
+    with pytest.raises(ValueError, match="vocab_size = 32000, the data have 300"):
+        hat.Transformer(hat.transformer_space(32, 64, 2, 2, 1, -1)).check_data(data.input_spec)
+
+
+def test_arguments_of_a_function_that_makes_a_supernet_follow_too(here):
+    (here / "my_nets.py").write_text(NETS)
+    make = Namespace(class_path="my_nets.small", init_args=Namespace(num_classes=None, width=0.2))
+    sys.path.append(str(here))
+    follow_data(Namespace(supernet=make), Mine())
+    assert make.init_args.num_classes == 4
+
+
+def test_data_of_another_kind_are_named():
+    images = Namespace(class_path="hat.Transformer", init_args=Namespace(vocab_size=None))
+    with pytest.raises(
+        ValueError, match="Transformer needs text data: this data module's input_spec has no max_length"
+    ):
+        follow_data(Namespace(supernet=images), Mine())
 
 
 # ---- refused before training
