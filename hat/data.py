@@ -26,6 +26,7 @@ from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, t
 
 SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}  # by id, as in HAT
 SPLITS = ("train", "valid", "test")
+DEFAULT_VOCABULARY = 4008  # tokens
 CHUNK = 10_000  # texts that are encoded at once; what the tokenizer returns of each is large
 Pairs = list[tuple[str, str]]
 
@@ -43,7 +44,8 @@ class ParallelText(pl.LightningDataModule):
             folder, with a column for each language or a column `translation`, and the splits train, validation and
             test; or numbers, number words that are made up on the spot (English and German).
         source, target: the languages, as the files or columns are called. BLEU is of the target language's words.
-        vocab_size: tokens of the byte-level BPE, shared by both languages, that is trained on the training split.
+        vocab_size: tokens of the byte-level BPE, shared by both languages, that is trained on the training split: 4008
+            if left out, or those of the `tokenizer`.
         tokenizer: a folder with a tokenizer to use instead; its special tokens are <s> 0, <pad> 1, </s> 2, <unk> 3.
         max_tokens: of a batch, padding included: pairs times the longer side.
         max_length: tokens of a sentence with its </s>. Pairs with a longer one are left out, counted and reported.
@@ -58,7 +60,7 @@ class ParallelText(pl.LightningDataModule):
         dataset: str = "numbers",
         source: str = "en",
         target: str = "de",
-        vocab_size: int = 4008,
+        vocab_size: int | None = None,
         tokenizer: str | None = None,
         max_tokens: int = 4096,
         max_length: int = 200,
@@ -68,6 +70,8 @@ class ParallelText(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if vocab_size is None:
+            vocab_size = DEFAULT_VOCABULARY if tokenizer is None else len(load_tokenizer(tokenizer))
         for name, value, least in (
             ("vocab_size", vocab_size, len(SPECIALS) + 256),
             ("max_length", max_length, 2),
@@ -286,8 +290,8 @@ def read_tokenizer(input_spec: dict[str, Any]) -> PreTrainedTokenizerFast:
     return fast(Tokenizer.from_str(input_spec["tokenizer"]))
 
 
-def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder, checked: as many tokens, and the special ones where they belong."""
+def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder, checked: as many tokens (if given), and the special ones where they belong."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no tokenizer: there is no {path}")
@@ -297,8 +301,9 @@ def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerFa
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
     tokenizer.no_truncation()  # both are saved with the last use
     tokenizer.no_padding()
-    if tokenizer.get_vocab_size() != vocab_size:
-        raise ValueError(f"{path} has {tokenizer.get_vocab_size()} tokens, vocab_size is {vocab_size}")
+    if vocab_size not in (None, tokenizer.get_vocab_size()):
+        found = tokenizer.get_vocab_size()
+        raise ValueError(f"{path} has {found} tokens, vocab_size is {vocab_size}: leave vocab_size out of the data")
     for i, token in SPECIALS.items():
         if tokenizer.id_to_token(i) != token:
             raise ValueError(f"{path}: token {i} is {tokenizer.id_to_token(i)!r}, not {token!r}")

@@ -545,6 +545,7 @@ class TransformerCosts:
     decoder_convolutions: bool
 
     def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        X = self.space.matrix(X)
         genes = self.space.unpack(X)
         S, T = self.source_length, self.target_length
         E, D = genes["encoder_embed_dim"][:, None], genes["decoder_embed_dim"][:, None]

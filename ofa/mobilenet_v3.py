@@ -298,6 +298,7 @@ class MobileNetV3Costs:
     stem_stride: int
 
     def __call__(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        X = self.space.matrix(X)
         genes = self.space.unpack(X)
         kernel, expand = genes["kernel_size"], genes["expand_ratio"]
         runs = kernel > 0

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import RidgeCV
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from predictors.latency import Terms
+from predictors.latency import Terms, rows_of
 
 
 class AccuracyPredictor(RegressorMixin, BaseEstimator):
@@ -35,6 +35,7 @@ class AccuracyPredictor(RegressorMixin, BaseEstimator):
         self.max_values = max_values
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> AccuracyPredictor:
+        X = rows_of(X, self.terms)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         values = [np.unique(column) for column in X.T]
         kept = [(i, value) for i, v in enumerate(values) if 1 < len(v) <= self.max_values for value in v]
@@ -54,7 +55,7 @@ class AccuracyPredictor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, rows_of(X, self.terms), dtype=np.float64, reset=False)
         return self._features(X) @ self.coef_ + self.intercept_
 
     def _features(self, X: np.ndarray) -> np.ndarray:

@@ -183,19 +183,23 @@ DEVICES = {
 }
 
 
-def get_device(name: str) -> Device:
-    """A device by its name, or by the YAML or JSON file that describes it.
+def get_device(name: str | Path | Device) -> Device:
+    """A device by its name, or by the YAML or JSON file that describes it; a Device is given back.
 
     Names are those of DEVICES, and of the entry points `supernet.devices` of installed packages, each a Device or a
     function that makes one; a package may add its runtime to `predictors.runtimes.RUNTIMES`, its functions those of a
     module that the process which times can import. ValueError lists what there is, ImportError says what to install.
     """
-    if Path(name).suffix in (".yaml", ".yml", ".json"):
+    if isinstance(name, Device):
+        device = name
+    elif not isinstance(name, (str, Path)):
+        raise TypeError(f"device = {name!r}: a name, a file of one or a Device is expected")
+    elif Path(name).suffix in (".yaml", ".yml", ".json"):
         device = read_device(Path(name))
-    elif name in (known := known_devices()):
-        device = known[name]()
+    elif str(name) in (known := known_devices()):
+        device = known[str(name)]()
     else:
-        raise ValueError(f"no device {name!r}; there are {', '.join(sorted(known))}, or a .yaml file of one")
+        raise ValueError(f"no device {str(name)!r}; there are {', '.join(sorted(known))}, or a .yaml file of one")
     RUNTIMES[device.runtime].version()
     return device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from sklearn.metrics import mean_absolute_percentage_error
 from sklearn.model_selection import KFold
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+from supernet.space import SearchSpace
+from supernet.values import real
 
 Terms = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # X (n, genes) -> {term: (n,)}, such as supernet.cost_terms
 FEW = 20  # rows up to which each is a fold of its own
@@ -50,6 +54,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         self.folds = folds
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> LatencyPredictor:
+        X = rows_of(X, self.terms)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         y = np.asarray(y, dtype=np.float64)
         if y.min() <= 0:
@@ -85,7 +90,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, rows_of(X, self.terms), dtype=np.float64, reset=False)
         return self.intercept_ + self._terms(X, True)[0] @ self.coef_
 
     def interval(self, X: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +99,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         They are as far from the prediction as the cross-validated relative errors reach (the jackknife of Barber et
         al., arXiv 1905.02928, with folds); few rows tell no bound for a high level, and then it is infinite.
         """
-        if not 0 < level < 1:
+        if not 0 < real("level", level) < 1:
             raise ValueError(f"level = {level} is not between 0 and 1")
         predicted = self.predict(X)
         errors = np.r_[np.sort(self.cv_errors_), np.inf]
@@ -112,6 +117,22 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.positive_only = True
         return tags
+
+
+def rows_of(X: Any, terms: Terms | None) -> Any:
+    """What a predictor takes for X: configs, tensors and one row as rows where the terms know the space, else as it is.
+
+    TypeError where X is configs and no terms say their space, or where the terms are not a function.
+    """
+    if terms is not None and (not callable(terms) or hasattr(terms, "cost_terms")):
+        raise TypeError(f"terms = {type(terms).__name__}: a function of X is expected, such as supernet.cost_terms")
+    if isinstance(space := getattr(terms, "space", None), SearchSpace):
+        return space.matrix(X)
+    one = X[0] if isinstance(X, (list, tuple)) and X else X
+    if dataclasses.is_dataclass(one) or isinstance(one, Mapping):
+        wanted = "X, an array (n, genes), is expected"
+        raise TypeError(f"{wanted}, not a {type(one).__name__}: space.encode([config]) makes it")
+    return X.detach().cpu().numpy() if hasattr(X, "detach") else X
 
 
 def fit_relative_huber(

@@ -168,6 +168,7 @@ class SupernetCLI(LightningCLI):
             super().instantiate_classes()
         finally:
             self.config = config
+        self.model.supernet.check_data(data.input_spec)  # a contradiction, before the folder of the run is made
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         run = Path(self._get(self.config, "run"))

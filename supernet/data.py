@@ -259,7 +259,8 @@ def gives(data: Any, name: str) -> bool:
     import pytorch_lightning as pl
 
     inherited = getattr(pl.LightningDataModule, name, None)
-    return hasattr(data, name) and (name in vars(data) or getattr(type(data), name, None) is not inherited)
+    own = inherited is None or name in vars(data) or getattr(type(data), name, None) is not inherited
+    return own and hasattr(data, name)
 
 
 def _name(dataset: Any) -> str:

@@ -388,7 +388,7 @@ def _index(choice: Choice, value: Any, name: str) -> int:
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    return bool(values) and not any(isinstance(unwrapped(v), bool | str) or np.ndim(v) for v in values)
+    return bool(values) and all(isinstance(unwrapped(v), (int, float)) for v in values)
 
 
 def _are_configs(given: Any) -> bool:

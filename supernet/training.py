@@ -280,7 +280,9 @@ class SupernetTask(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.supernet = supernet
-        self.phases = check_phases([phase.scaled(scale_phases) for phase in phases], supernet.space)
+        if not isinstance(supernet, Supernet):
+            raise TypeError(f"supernet: a Supernet is expected, not a {type(supernet).__name__}")
+        self.phases = check_phases([phase.scaled(scale_phases) for phase in read_phases(phases)], supernet.space)
         self.make_optimizer = optimizer
         self.label_smoothing = label_smoothing = real("label_smoothing", label_smoothing)
         clip_norm = None if clip_norm is None else real("clip_norm", clip_norm)
@@ -684,6 +686,19 @@ def is_finished(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint of a SupernetTask was saved at the end of its schedule."""
     phases = [Phase(**phase) for phase in checkpoint["phases"]]
     return ends(phases, checkpoint["steps_per_epoch"], checkpoint["global_step"], checkpoint.get("callbacks", {}))
+
+
+def read_phases(given: Any) -> list[Phase]:
+    """The phases of a list, whose entries may be dicts of their fields, or of one alone; TypeError otherwise."""
+    if isinstance(given, (Phase, Mapping)):
+        given = [given]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"phases = {given!r}: a list of Phase is expected")
+    phases = [Phase(**phase) if isinstance(phase, Mapping) else phase for phase in given]
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise TypeError(f"phases: {phase!r} is a {type(phase).__name__}, and not a Phase")
+    return phases
 
 
 def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
