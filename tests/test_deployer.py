@@ -1,5 +1,6 @@
 """A deployer's walk: what someone does who has only an exported folder, by the code in its README.md."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw
 import hat
 import ofa
 from hat.huggingface import to_huggingface, translate
-from recipes import export
+from predictors.devices import DEVICES
+from recipes import bench, export, read_section, specialize
 from supernet.export import save
 from supernet.model import calibrate
 from supernet.training import evaluate_network
@@ -162,6 +164,33 @@ def test_pictures_are_classified_by_the_folder_alone(classifier, tmp_path, forma
     found = walk(place, runtime, then, **{"picture.jpg": paths[0]})
     assert np.mean([name == Path(path).parent.name for name, path in zip(found, paths)]) == pytest.approx(accuracy)
     assert found == names
+
+
+@pytest.mark.slow
+def test_the_folder_of_specialize_keeps_what_its_report_says(classifier, pictures, tmp_path, monkeypatch):
+    folder, _, _, paths = classifier
+    device = dataclasses.replace(DEVICES["onnxruntime"], warmup=1, rounds=4, runs=5, spacing=0.0)
+    monkeypatch.setitem(DEVICES, "onnxruntime", device)
+    monkeypatch.setattr(bench, "VISITS", 1)
+    space = ofa.mobilenet_v3_space(depth=[1, 2], kernel_size=[3], expand_ratio=[3], resolution=[24, 32])
+    supernet = ofa.MobileNetV3(space, num_classes=4, width_mult=0.35, stem_stride=1)
+    save(supernet, tmp_path / "supernet", data=read_section(str(folder)))
+    few = dict(latency_samples=10, accuracy_samples=10, finalists=2, population=20, generations=5)
+    out = tmp_path / "best"
+    report = specialize(str(tmp_path / "supernet"), "onnxruntime", str(out), max_latency=50.0, **few)
+    export(str(out), str(tmp_path / "files"), format="onnx,timm")
+    then = f"print(json.dumps([classify(path)[0] for path in {paths}]))"
+    for place, runtime in (
+        (out, "onnxruntime"),
+        (tmp_path / "files", "onnxruntime"),
+        (tmp_path / "files/timm", "timm"),
+    ):
+        found = walk(place, runtime, then, **{"picture.jpg": paths[0]})
+        accuracy = np.mean([name == Path(path).parent.name for name, path in zip(found, paths)])
+        assert accuracy == pytest.approx(report["test"]["accuracy"], abs=1e-6)
+        metadata = json.loads((place / "metadata.json").read_text())
+        assert metadata["metric"]["value"] == pytest.approx(accuracy) and metadata["metric"]["n"] == len(paths)
+        assert metadata["latency"]["ms"] == report["confirmed_ms"] and metadata["latency"]["cpu"]
 
 
 # ------------------------------------------------------------------------------------------------------ text

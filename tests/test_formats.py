@@ -10,8 +10,10 @@ import torch
 
 import hat
 import ofa
+from predictors.devices import DEVICES
 from recipes import export
 from recipes.cli import main
+from recipes.device_files import write_device_card
 from supernet.export import save
 from supernet.formats import Request, known_formats, write_export
 
@@ -170,3 +172,29 @@ def test_translation_networks_are_written_in_every_format(tmp_path, name):
     network = hat.Transformer(space, vocab_size=60, qkv_dim=32, max_positions=50).extract().eval()
     target = write_export(network, name, tmp_path, Request(1))
     assert {"encoder", "decoder", "run", "translate"} <= {path.stem for path in target.iterdir()}
+
+
+# ---- the folders of specialize
+
+
+@pytest.mark.parametrize(
+    ("device", "files", "runs"),
+    [
+        ("onnxruntime", ["subnet.onnx"], "onnxruntime.InferenceSession"),
+        ("onnxruntime-int8", ["subnet.onnx"], "onnxruntime.InferenceSession"),
+        ("openvino", ["subnet.onnx"], "openvino.compile_model"),
+        ("openvino-int8", ["subnet.xml", "subnet.bin"], "openvino.compile_model"),
+        ("executorch", ["subnet.pte"], "Runtime.get().load_program"),
+        ("torch", [], "load(folder)"),
+    ],
+)
+def test_the_files_of_a_device_say_how_it_runs_them(tmp_path, device, files, runs):
+    device = DEVICES[device]
+    for file in files:
+        (tmp_path / file).touch()
+    write_device_card(subnet(), device, tmp_path, {}, "best")
+    metadata = json.loads((tmp_path / "metadata.json").read_text())
+    assert (metadata["runtime"], metadata["precision"]) == (device.runtime, device.precision)
+    assert metadata["files"] == (files[:1] or ["network.safetensors"])
+    text = (tmp_path / "README.md").read_text()
+    assert runs in text and 'folder = Path("best")' in text
