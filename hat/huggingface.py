@@ -253,7 +253,8 @@ Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` i
 `supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary."""
     use = subnet.use()
     chosen = {"beam": generation.num_beams, "length_penalty": generation.length_penalty}
-    facts = dict(use.facts) | {"generation": chosen | {"max_length": generation.max_length}}
+    chosen |= {name: getattr(generation, name) for name in ("max_length", "max_new_tokens")}
+    facts = dict(use.facts) | {"generation": {name: value for name, value in chosen.items() if value is not None}}
     return dataclasses.replace(use, facts=facts, snippet=lambda _: example, packages=(), files={}, notes=notes)
 
 

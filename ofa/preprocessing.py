@@ -59,7 +59,8 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, the steps in words among them."""
-        return {"steps": self.steps()} | dataclasses.asdict(self)
+        values = {"steps": self.steps()} | dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "resize" or value is not None}
 
     def steps(self) -> list[str]:
         """What is done, in order and in words."""

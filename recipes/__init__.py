@@ -359,21 +359,36 @@ def export(
     folder = Path(out)
     for name in names:
         check_place(network, name, folder, overwrite)
-    seen = None
-    if data or any(known_formats()[name].calibrates for name in names):
-        from recipes.device_files import seen_by_parts
-
+    calibrates = any(known_formats()[name].calibrates for name in names)
+    if data or calibrates:
         module = module or make_data(read_section(subnet, data), ())
         network.check_data(module.input_spec)
         network.input_spec = module.input_spec | network.input_spec  # older networks lack some of it
-        if any(known_formats()[name].calibrates for name in names):
-            seen = seen_by_parts(network, 1 if isinstance(batch, str) else batch, module.calibration_batches())
+    seen = calibration_inputs(network, module, batch) if calibrates else None
+    if network.input_spec and (lacks := unknown_facts(network)):
+        print(f"{subnet} does not record {', '.join(lacks)}; where the data say it, --data adds it")
     request = Request(batch, opset, seen, measured_of(subnet, network), overwrite)
     written = {}
     for name in names:
         written[name] = write_export(network, name, folder, request)
         print(f"{name}: {written[name]}")
     return written
+
+
+def calibration_inputs(network: Any, data: Any, batch: int | str) -> Any:
+    """What the parts of a network get as inputs on its data, of which int8 layers take their ranges."""
+    from recipes.device_files import seen_by_parts
+
+    return seen_by_parts(network, batch if isinstance(batch, int) else 1, data.calibration_batches())
+
+
+def unknown_facts(network: Any) -> list[str]:
+    """What the network does not say of its use that a user needs, as an older saved network may not."""
+    from supernet.metadata import use_of
+
+    facts = use_of(network).facts
+    nested = [(f"{name}.{key}", x) for name, of in facts.items() if isinstance(of, dict) for key, x in of.items()]
+    return [name for name, value in (*facts.items(), *nested) if value is None]
 
 
 def measured_of(folder: str, network: Any) -> Any:

@@ -212,11 +212,17 @@ def part_to_onnx(
 def finish_onnx(path: Path, opset: int | None, properties: Mapping[str, str]) -> None:
     """Write properties into an ONNX file, and the oldest format version that has its operators.
 
-    RuntimeError where its operators are not of the version `opset`; None accepts any.
+    Domains of operators that it does not use are left out, as old runtimes may not know them. RuntimeError where its
+    operators are not of the version `opset`; None accepts any.
     """
     import onnx
 
     model = onnx.load(path)
+    used = {"", "ai.onnx"} | {node.domain for node in nodes_of(model.graph)}
+    if not model.functions:  # which may use others
+        kept = [entry for entry in model.opset_import if entry.domain in used]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
     (found,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if found != (opset or found):
         raise RuntimeError(f"torch wrote operators of opset {found}, not {opset}: choose another opset")
@@ -224,6 +230,15 @@ def finish_onnx(path: Path, opset: int | None, properties: Mapping[str, str]) ->
     properties = {prop.key: prop.value for prop in model.metadata_props} | dict(properties)
     onnx.helper.set_model_props(model, properties)
     onnx.save(model, path)
+
+
+def nodes_of(graph: Any) -> Iterator[Any]:
+    """The nodes of an ONNX graph, and of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from nodes_of(inner)
 
 
 def check_float32(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ Z = 1.959963984540054  # of a two-sided 95 % interval
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric of a network on a split of its data, with its 95 % interval from `low` to `high`.
+    """A metric of a network on a split of its data, with its 95 % interval from `low` to `high`; None of one sentence.
 
     `n` counts the items (images, sentences), `targets` what the mean is over (images, tokens). `runtime` and
     `precision` say what computed the network's outputs.
@@ -38,9 +38,9 @@ class Metric:
     split: str
     n: int
     targets: int
-    low: float
-    high: float
-    interval: str
+    low: float | None
+    high: float | None
+    interval: str | None
     runtime: str | None = None
     precision: str | None = None
 
@@ -58,9 +58,11 @@ class Metric:
         value = float(values.sum() / counted.sum())
         if (counted == 1).all() and np.isin(values, (0, 1)).all():
             low, high, interval = *wilson(value, n), "Wilson, 95 %"
+        elif n == 1:
+            low = high = interval = None
         else:
             spread = (values - value * counted) / counted.mean()
-            half = Z * float(spread.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+            half = Z * float(spread.std(ddof=1)) / math.sqrt(n)
             low, high, interval = value - half, value + half, "normal, 95 %"
         return cls(name, value, split, n, targets, low, high, interval, **computed)
 
@@ -318,10 +320,9 @@ def measured_text(measured: Measured, exported: Exported) -> str:
         )
     else:
         on = f" ({metric.runtime}, {metric.precision})" if metric.runtime else ""
-        lines.append(
-            f"{metric.name.capitalize()} {metric.value:.4f} on the {metric.split} split, {metric.n} items, interval"
-            f" {metric.low:.4f} to {metric.high:.4f} ({metric.interval}){on}."
-        )
+        interval = f", interval {metric.low:.4f} to {metric.high:.4f} ({metric.interval})" if metric.interval else ""
+        name = metric.name.capitalize()
+        lines.append(f"{name} {metric.value:.4f} on the {metric.split} split, {metric.n} items{interval}{on}.")
     if latency is None:
         lines.append("No latency was measured.")
     else:

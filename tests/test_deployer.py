@@ -1,5 +1,6 @@
 """A deployer's walk: what someone does who has only an exported folder, by the code in its README.md."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw
 import hat
 import ofa
 from hat.huggingface import to_huggingface, translate
-from recipes import export
+from predictors.devices import DEVICES
+from recipes import bench, export, read_section, specialize
 from supernet.export import save
 from supernet.model import calibrate
 from supernet.training import evaluate_network
@@ -27,6 +29,7 @@ MAY_IMPORT = {  # of the packages that load a network
     "timm": {"timm", "torch"},
     "transformers": {"transformers", "torch"},
 }
+QUICK = {"onnx": {"opset": 17}}  # which torch writes by its faster exporter
 BLOCK = """
 import sys
 
@@ -47,9 +50,9 @@ def walk(folder, runtime, then, **texts):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     for old, new in texts.items():
         code = code.replace(old, new)
-    blocked = {*OURS, *set().union(*MAY_IMPORT.values())} - MAY_IMPORT[runtime]
-    if runtime == "transformers":  # with which timm may come
-        blocked -= {"timm"}
+    others = set().union(*MAY_IMPORT.values()) - MAY_IMPORT[runtime]
+    # torch looks whether other packages are there.
+    blocked = {*OURS, *(() if "torch" in MAY_IMPORT[runtime] else others)}
     seen = f'assert not {blocked} & {{name.partition(".")[0] for name in sys.modules}}'
     script = "\n".join([BLOCK.format(blocked=blocked), code, "import json, sys", then, seen])
     # -I: neither the current folder nor PYTHON* variables can add a package to what is installed.
@@ -112,14 +115,14 @@ def pictures(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=["crop", "pad"])
-def classifier(request, pictures, tmp_path_factory):
+@pytest.fixture(scope="module")
+def classifier(pictures, tmp_path_factory):
     """The folder of a subnet that was trained for seconds, the accuracy and the classes that it gives, and the files.
 
     Its resolution is not the size of its images.
     """
     arguments = {"dataset": "folder", "root": str(pictures), "batch_size": 32, "holdout": 32, "calibration": 64}
-    arguments |= {"image_size": 32, "fit": request.param}
+    arguments |= {"image_size": 32}
     data = ofa.ImageData(**arguments)
     space = ofa.mobilenet_v3_space(depth=[1], kernel_size=[3], expand_ratio=[3], resolution=[24])
     torch.manual_seed(0)
@@ -155,12 +158,39 @@ IMAGE_FORMATS = [
 def test_pictures_are_classified_by_the_folder_alone(classifier, tmp_path, format, runtime):
     folder, accuracy, names, paths = classifier
     assert accuracy > 0.5  # else all networks would agree
-    written = export(str(folder), str(tmp_path / "files"), format=format)[format]
+    written = export(str(folder), str(tmp_path / "files"), format=format, **QUICK.get(format, {}))[format]
     place = written if written.is_dir() else written.parent
     then = f"print(json.dumps([classify(path)[0] for path in {paths}]))"
     found = walk(place, runtime, then, **{"picture.jpg": paths[0]})
     assert np.mean([name == Path(path).parent.name for name, path in zip(found, paths)]) == pytest.approx(accuracy)
     assert found == names
+
+
+@pytest.mark.slow
+def test_the_folder_of_specialize_keeps_what_its_report_says(classifier, pictures, tmp_path, monkeypatch):
+    folder, _, _, paths = classifier
+    device = dataclasses.replace(DEVICES["onnxruntime"], warmup=1, rounds=4, runs=5, spacing=0.0)
+    monkeypatch.setitem(DEVICES, "onnxruntime", device)
+    monkeypatch.setattr(bench, "VISITS", 1)
+    space = ofa.mobilenet_v3_space(depth=[1, 2], kernel_size=[3], expand_ratio=[3], resolution=[24, 32])
+    supernet = ofa.MobileNetV3(space, num_classes=4, width_mult=0.35, stem_stride=1)
+    save(supernet, tmp_path / "supernet", data=read_section(str(folder)))
+    few = dict(latency_samples=10, accuracy_samples=10, finalists=2, population=20, generations=5)
+    out = tmp_path / "best"
+    report = specialize(str(tmp_path / "supernet"), "onnxruntime", str(out), max_latency=50.0, **few)
+    export(str(out), str(tmp_path / "files"), format="onnx,timm")
+    then = f"print(json.dumps([classify(path)[0] for path in {paths}]))"
+    for place, runtime in (
+        (out, "onnxruntime"),
+        (tmp_path / "files", "onnxruntime"),
+        (tmp_path / "files/timm", "timm"),
+    ):
+        found = walk(place, runtime, then, **{"picture.jpg": paths[0]})
+        accuracy = np.mean([name == Path(path).parent.name for name, path in zip(found, paths)])
+        assert accuracy == pytest.approx(report["test"]["accuracy"], abs=1e-6)
+        metadata = json.loads((place / "metadata.json").read_text())
+        assert metadata["metric"]["value"] == pytest.approx(accuracy) and metadata["metric"]["n"] == len(paths)
+        assert metadata["latency"]["ms"] == report["confirmed_ms"] and metadata["latency"]["cpu"]
 
 
 # ------------------------------------------------------------------------------------------------------ text
@@ -199,7 +229,7 @@ def translator(tmp_path_factory):
 )
 def test_sentences_are_translated_by_the_folder_alone(translator, tmp_path, format, runtime):
     folder, texts, translations = translator
-    written = export(str(folder), str(tmp_path / "files"), format=format)[format]
+    written = export(str(folder), str(tmp_path / "files"), format=format, **QUICK.get(format, {}))[format]
     found = walk(written, runtime, f"print(json.dumps(translator({texts})))")
     assert found == translations and len(set(found)) > 10
 
@@ -210,7 +240,7 @@ def test_sentences_are_translated_by_transformers_alone(translator, tmp_path, mo
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
     written = export(str(folder), str(tmp_path / "files"), format="huggingface")["huggingface"]
     then = f"""
-outputs = [model.generate(**tokenizer([text], return_tensors="pt")) for text in {texts}]
-print(json.dumps([tokenizer.batch_decode(x, skip_special_tokens=True)[0] for x in outputs]))"""
+outputs = model.generate(**tokenizer({texts}, padding=True, return_tensors="pt"))
+print(json.dumps(tokenizer.batch_decode(outputs, skip_special_tokens=True)))"""
     found = walk(written, "transformers", then)
     assert np.mean([a == b for a, b in zip(found, translations)]) > 0.9  # whose longest translation is shorter
