@@ -1,6 +1,7 @@
-"""A HAT subnet as a transformers model, in memory or as a folder that needs only transformers, and back; translation.
+"""A HAT subnet as a transformers model, in memory or as a folder that needs only transformers, and back.
 
-Importing this module registers the model with transformers' Auto classes, so that folders load without remote code.
+The functions of hat.translation can be imported from here, too. Importing this module registers the model with
+transformers' Auto classes, so that folders load without remote code.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-__all__ = [  # of them, those of hat.translation are here, too
+__all__ = [  # with those of hat.translation
     "bleu",
     "chrf",
     "compare_bleu",
