@@ -1,6 +1,7 @@
-"""A HAT subnet as a transformers model, in memory or as a folder that needs only transformers, and back; translation.
+"""A HAT subnet as a transformers model, in memory or as a folder that needs only transformers, and back.
 
-Importing this module registers the model with transformers' Auto classes, so that folders load without remote code.
+The functions of hat.translation can be imported from here, too. Importing this module registers the model with
+transformers' Auto classes, so that folders load without remote code.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-__all__ = [  # of them, those of hat.translation are here, too
+__all__ = [  # with those of hat.translation
     "bleu",
     "chrf",
     "compare_bleu",
@@ -159,7 +160,7 @@ def from_huggingface(model: HatForConditionalGeneration | str | Path) -> Transfo
         subnet = build(model.config.subnet | {"space": choices})
         expected, found = configuration(subnet).to_dict(), model.config.to_dict()
         for name in inspect.signature(HatConfig.__init__).parameters:
-            if expected.get(name) != found.get(name):
+            if name != "use_cache" and expected.get(name) != found.get(name):  # a Trainer switches the cache off
                 raise ValueError(f"{name} is {found[name]}, the subnet's is {expected[name]}")
         subnet.to(model.device, model.dtype).load_state_dict(model.state_dict())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -187,7 +187,7 @@ class HatEncoder(Checkpointing, Encoder):
 
         ValueError where the decoder attends to more layers than the output has.
         """
-        if isinstance(given, HatEncoderOutput) or getattr(given, "memory", None) is not None:
+        if getattr(given, "memory", None) is not None and given.mask is not None:
             return given
         parts = list(given.to_tuple() if isinstance(given, BaseModelOutput) else given)
         last, tensors = parts[0], [part for part in parts[1:] if isinstance(part, Tensor)]
@@ -202,8 +202,8 @@ class HatEncoder(Checkpointing, Encoder):
             memory = torch.stack([last, *before[::-1]], dim=1)
         elif memory is None:
             raise ValueError(
-                f"encoder_outputs: this network's decoder attends to the last {self.kept} encoder layers, and they are"
-                " of one: give what model.get_encoder() returns, or its hidden_states, too"
+                f"encoder_outputs: this network's decoder attends to the last {self.kept} encoder layers, and these are"
+                " of one: give what model.get_encoder() returns, or the hidden_states as well"
             )
         if mask is None:
             mask = last.new_ones(last.shape[:2]) if attention_mask is None else attention_mask

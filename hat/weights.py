@@ -146,7 +146,7 @@ METERS = tuple(f"fairseq.meters.{name}" for name in ("AverageMeter", "StopwatchM
 
 # The arguments that a checkpoint was trained with, and the values of them that these networks compute; of any other
 # argument each value is right, or shows in the names and shapes of the tensors.
-OFF = (None, False, 0, "", "0", "None", "False", "false")
+OFF = (None, False, 0, "", "0", "None", "False", "false", [])
 ABSENT = {  # what these networks have not, in HAT or in the fairseq that it is made of
     "vocab_original_scaling": "embeddings are multiplied by the square root of the width that is active",
     "no_scale_embedding": "embeddings are multiplied by the square root of the width that is active",

@@ -706,5 +706,6 @@ def test_a_training_goes_on_from_its_checkpoint_and_ends_as_a_folder(tmp_path, t
     training.save_model(str(tmp_path / "trained"))
     again = HatForConditionalGeneration.from_pretrained(tmp_path / "trained")
     assert all(torch.equal(tensor, ends[2][name]) for name, tensor in again.state_dict().items())
+    assert from_huggingface(tmp_path / "trained").arguments["vocab_size"] == 280
     assert {"modeling_hat.py", "layers.py", "tokenizer.json"} < {path.name for path in (tmp_path / "trained").iterdir()}
     assert all(translate(again, tokenizer, [source for source, _ in pairs[:3]], max_length=5))
