@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families
-from supernet.atomic import check_writable, lock_folder
+from supernet.atomic import check_writable, lock_folder, remove_leftovers
 from supernet.export import NETWORK_FILES, check_free, save
 from supernet.resuming import LAST, StopSignals, find_checkpoint, read_checkpoint, requeued
 from supernet.training import (
@@ -85,6 +86,15 @@ class Begin(pl.Callback):
         if self.begin is not None:
             self.begin()
             self.begin = None
+
+
+def wrote(path: Path, settings: str) -> bool:
+    """Whether a fit wrote a configuration file: it has all keys of ours, which nobody types."""
+    try:
+        theirs, ours = (yaml.safe_load(text) for text in (path.read_text(), settings))
+        return all(set(a) == set(b) for a, b in ((theirs, ours), (theirs["trainer"], ours["trainer"])))
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False
 
 
 class SupernetCLI(LightningCLI):
@@ -166,6 +176,8 @@ class SupernetCLI(LightningCLI):
             for folder in (run, run / LAST.parent, run / "logs"):
                 check_writable(folder)
             self.held.enter_context(lock_folder(run))
+            for written in (run / LAST, run / "supernet"):
+                remove_leftovers(written)
         given = self.config_init["fit"]["ckpt_path"]
         self._resolve_checkpoint(None)
         check_free(run / "supernet", NETWORK_FILES, overwrite=True)
@@ -179,8 +191,8 @@ class SupernetCLI(LightningCLI):
         if not resumes:
             settings = parser.dump(self.config.fit, skip_check=True)
             for taken in (*ours, run / "supernet", run / "config.yaml"):
-                if taken.name == "config.yaml" and taken.is_file() and taken.read_text() == settings:
-                    continue  # of this run, which ended before its first checkpoint
+                if taken.name == "config.yaml" and given and wrote(taken, settings):
+                    continue  # of a run that ended before its first checkpoint
                 if taken.exists() and not self._get(self.config, "overwrite"):
                     resume = "resume with --ckpt_path auto, " if ours else ""
                     raise FileExistsError(
