@@ -32,6 +32,7 @@ from supernet.training import (
 )
 
 UNFINISHED = 75  # exit status of a run that max_time ended; of sysexits.h: try again
+WRITTEN = {"seed_everything", "trainer", "model", "data", "run", "overwrite", "checkpoint_every", "validation"}
 CKPT_PATH = (
     "where to go on: auto (or last), the newest checkpoint of the run, also one that Lightning saved for a SLURM job"
     " that is requeued; without one a fit begins, and a finished run is left as it is. hpc: the checkpoint of a"
@@ -88,12 +89,12 @@ class Begin(pl.Callback):
             self.begin = None
 
 
-def wrote(path: Path, settings: str) -> bool:
-    """Whether a fit wrote a configuration file: it has all keys of ours, which nobody types."""
+def wrote(path: Path) -> bool:
+    """Whether a fit wrote a configuration file: it has a header and all keys, which nobody types."""
     try:
-        theirs, ours = (yaml.safe_load(text) for text in (path.read_text(), settings))
-        return all(set(a) == set(b) for a, b in ((theirs, ours), (theirs["trainer"], ours["trainer"])))
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        text = path.read_text()
+        return text.startswith("# pytorch_lightning==") and yaml.safe_load(text).keys() >= WRITTEN
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return False
 
 
@@ -189,9 +190,9 @@ class SupernetCLI(LightningCLI):
             return
         parser = self._parser("fit")
         if not resumes:
-            settings = parser.dump(self.config.fit, skip_check=True)
+            recipes = [Path(str(recipe)).resolve() for recipe in self._get(self.config, "config") or ()]
             for taken in (*ours, run / "supernet", run / "config.yaml"):
-                if taken.name == "config.yaml" and given and wrote(taken, settings):
+                if taken.name == "config.yaml" and given and wrote(taken) and taken.resolve() not in recipes:
                     continue  # of a run that ended before its first checkpoint
                 if taken.exists() and not self._get(self.config, "overwrite"):
                     resume = "resume with --ckpt_path auto, " if ours else ""
