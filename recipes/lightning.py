@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -20,7 +21,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families, import_from_here
-from supernet.atomic import check_writable, lock_folder
+from supernet.atomic import check_writable, lock_folder, remove_leftovers
 from supernet.data import check_module, gives, seeded
 from supernet.export import NETWORK_FILES, check_free, save
 from supernet.resuming import LAST, StopSignals, find_checkpoint, read_checkpoint, requeued
@@ -36,6 +37,7 @@ from supernet.training import (
 from supernet.values import json_value
 
 UNFINISHED = 75  # exit status of a run that max_time ended; of sysexits.h: try again
+WRITTEN = {"seed_everything", "trainer", "model", "data", "run", "overwrite", "checkpoint_every", "validation"}
 CKPT_PATH = (
     "where to go on: auto (or last), the newest checkpoint of the run, also one that Lightning saved for a SLURM job"
     " that is requeued; without one a fit begins, and a finished run is left as it is. hpc: the checkpoint of a"
@@ -118,6 +120,15 @@ def follow_data(model: Namespace, data: Any) -> None:
         for name in left_out:
             if name in following:
                 arguments[name] = json_value(name, following[name])
+
+
+def wrote(path: Path) -> bool:
+    """Whether a fit wrote a configuration file: it has a header and all keys, which nobody types."""
+    try:
+        text = path.read_text()
+        return text.startswith("# pytorch_lightning==") and yaml.safe_load(text).keys() >= WRITTEN
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return False
 
 
 class SupernetCLI(LightningCLI):
@@ -217,6 +228,8 @@ class SupernetCLI(LightningCLI):
             for folder in (run, run / LAST.parent, run / "logs"):
                 check_writable(folder)
             self.held.enter_context(lock_folder(run))
+            for written in (run / LAST, run / "supernet"):
+                remove_leftovers(written)
         given = self.config_init["fit"]["ckpt_path"]
         self._resolve_checkpoint(None)
         check_free(run / "supernet", NETWORK_FILES, overwrite=True)
@@ -228,10 +241,10 @@ class SupernetCLI(LightningCLI):
             return
         parser = self._parser("fit")
         if not resumes:
-            settings = parser.dump(self.config.fit, skip_check=True)
+            recipes = [Path(str(recipe)).resolve() for recipe in self._get(self.config, "config") or ()]
             for taken in (*ours, run / "supernet", run / "config.yaml"):
-                if taken.name == "config.yaml" and taken.is_file() and taken.read_text() == settings:
-                    continue  # of this run, which ended before its first checkpoint
+                if taken.name == "config.yaml" and given and wrote(taken) and taken.resolve() not in recipes:
+                    continue  # of a run that ended before its first checkpoint
                 if taken.exists() and not self._get(self.config, "overwrite"):
                     resume = "resume with --ckpt_path auto, " if ours else ""
                     raise FileExistsError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import shutil
 import socket
 import tempfile
 import warnings
@@ -35,6 +37,14 @@ def check_writable(folder: str | Path) -> None:
     except OSError as error:
         where = "" if place == Path(folder) else f" ({place})"
         raise type(error)(f"{folder} cannot be written: {error.strerror}{where}: choose another folder") from error
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed processes left half-written beside a file or folder, `.NAME.XXXXXXXX`; hold its lock first."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if len(leftover.name) == len(path.name) + 10:  # tempfile's names have eight characters
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextmanager

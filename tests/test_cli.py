@@ -50,8 +50,9 @@ def test_a_taken_folder_is_not_overwritten_unasked(run):
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_resuming_nothing_is_an_error(tmp_path):
-    done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path / "none"), "--ckpt_path", "last", *SMALL)
+def test_resuming_a_file_that_is_not_there_is_an_error(tmp_path):
+    options = ["--run", str(tmp_path / "none"), "--ckpt_path", str(tmp_path / "absent.ckpt")]
+    done = supernet("fit", "--config", "ofa/digits", *options, *SMALL)
     assert done.returncode == 1 and "there is no file" in done.stderr and not (tmp_path / "none").exists()
 
 
