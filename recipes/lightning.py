@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+import torch
+import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -43,6 +46,11 @@ class Begin(pl.Callback):
             self.begin = None
 
 
+# What YAML has no form of, and defaults of Lightning's callbacks are: Timer's enum, a device.
+yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
+yaml.SafeDumper.add_representer(torch.device, lambda dumper, value: dumper.represent_str(str(value)))
+
+
 class SupernetCLI(LightningCLI):
     def __init__(self) -> None:
         import_families()
@@ -52,7 +60,7 @@ class SupernetCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
+            trainer_defaults={"max_epochs": -1},
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in self.subcommands()},
         )
@@ -75,7 +83,12 @@ class SupernetCLI(LightningCLI):
             if find_spec("tensorboard"):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
         self.trainer_defaults["callbacks"] = [LastCheckpoint(run / "checkpoints", every)]
-        if trainer["enable_progress_bar"] is not False:
+        listed = trainer["callbacks"] or []
+        listed = listed if isinstance(listed, list) else [listed]
+        if trainer["enable_checkpointing"] is None:  # Lightning's default would add a ModelCheckpoint to ours
+            kwargs["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in listed)
+        bars = any(isinstance(callback, ProgressBar) for callback in listed)
+        if trainer["enable_progress_bar"] is not False and not bars:
             self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         given = trainer["plugins"] or []
         kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
@@ -129,7 +142,9 @@ class SupernetCLI(LightningCLI):
                 shutil.rmtree(run / "supernet", ignore_errors=True)
             run.mkdir(parents=True, exist_ok=True)
             parser = self._parser("fit")
-            parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
+            parser.save(
+                representable(self.config.fit), run / "config.yaml", overwrite=True, skip_check=True, multifile=False
+            )
 
         self.trainer.callbacks.append(Begin(begin))
 

@@ -24,6 +24,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from supernet import sampling
+from supernet.callbacks import adopt
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
 from supernet.export import describe, write_atomically
 from supernet.model import Supernet, calibrate
@@ -296,6 +297,11 @@ class SupernetTask(pl.LightningModule):
     def steps_per_epoch(self) -> int:
         return math.ceil(self.trainer.num_training_batches / self.accumulate)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None of its own; but Lightning's averages of weights become ones that know phases (see `adopt`)."""
+        self.trainer.callbacks = adopt(self.trainer.callbacks)
+        return []
+
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         if data is not None and hasattr(data, "input_spec"):
@@ -347,24 +353,19 @@ class SupernetTask(pl.LightningModule):
                 f"the run began with {self.resumed_steps_per_epoch} steps an epoch, now there are"
                 f" {self.steps_per_epoch}: a run can only be resumed as it began"
             )
+        self._set_learning_rate(self.optimizers())
 
     # ---- a step
 
-    def on_train_batch_start(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Begin a phase here, where no precision context is: what it makes (a teacher's statistics) is in float32."""
-        index, phase_step = locate(self.phases, self.steps_per_epoch, self.global_step)
-        if phase_step == 0 and batch_idx % self.accumulate == 0:
-            self._begin_phase(index, self.optimizers())
-
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         step, micro = self.global_step, batch_idx % self.accumulate
         index, phase_step = locate(self.phases, self.steps_per_epoch, step)
         phase, space = self.phases[index], self.spaces[index]
         optimizer = self.optimizers()
         if micro == 0:
-            lr = learning_rate(phase, self.steps_per_epoch, phase_step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            if phase_step == 0:
+                self._begin_phase(index, optimizer)
+            lr = self._set_learning_rate(optimizer)
             optimizer.zero_grad()
             self.counted = 0
             self.log_dict({"lr": lr, "phase": float(index)}, prog_bar=True)
@@ -383,6 +384,19 @@ class SupernetTask(pl.LightningModule):
         self.log("train/loss", total / phase.subnets, prog_bar=True)
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
+            self._set_learning_rate(optimizer)  # for the callbacks that read it before the next step
+        return total / phase.subnets
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a global optimizer step."""
+        index, phase_step = locate(self.phases, self.steps_per_epoch, step)
+        return learning_rate(self.phases[index], self.steps_per_epoch, phase_step)
+
+    def _set_learning_rate(self, optimizer: Optimizer) -> float:
+        lr = self.learning_rate_at(self.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        return lr
 
     @property
     def weighted(self) -> bool:
