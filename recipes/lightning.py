@@ -13,12 +13,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from jsonargparse.typing import register_type
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families
+from supernet.callbacks import adopt
 from supernet.export import NETWORK_FILES, check_free, save
 from supernet.training import AtomicCheckpointIO, LastCheckpoint, SubnetValidation, SupernetTask
 
@@ -46,9 +48,9 @@ class Begin(pl.Callback):
             self.begin = None
 
 
-# What YAML has no form of, and defaults of Lightning's callbacks are: Timer's enum, a device.
+# Defaults of Lightning's callbacks that have no form in YAML: Timer's enum, the device of an average.
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
-yaml.SafeDumper.add_representer(torch.device, lambda dumper, value: dumper.represent_str(str(value)))
+register_type(torch.device, serializer=str, deserializer=torch.device)
 
 
 class SupernetCLI(LightningCLI):
@@ -84,9 +86,12 @@ class SupernetCLI(LightningCLI):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
         self.trainer_defaults["callbacks"] = [LastCheckpoint(run / "checkpoints", every)]
         listed = trainer["callbacks"] or []
-        listed = listed if isinstance(listed, list) else [listed]
+        kwargs["callbacks"] = listed = adopt(listed if isinstance(listed, list) else [listed])
         if trainer["enable_checkpointing"] is None:  # Lightning's default would add a ModelCheckpoint to ours
-            kwargs["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in listed)
+            kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in listed)
+        for callback in listed:  # Lightning's own folder is another one in each command
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((run / "checkpoints" / "kept").resolve())
         bars = any(isinstance(callback, ProgressBar) for callback in listed)
         if trainer["enable_progress_bar"] is not False and not bars:
             self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
@@ -142,9 +147,7 @@ class SupernetCLI(LightningCLI):
                 shutil.rmtree(run / "supernet", ignore_errors=True)
             run.mkdir(parents=True, exist_ok=True)
             parser = self._parser("fit")
-            parser.save(
-                representable(self.config.fit), run / "config.yaml", overwrite=True, skip_check=True, multifile=False
-            )
+            parser.save(self.config.fit, run / "config.yaml", overwrite=True, skip_check=True, multifile=False)
 
         self.trainer.callbacks.append(Begin(begin))
 

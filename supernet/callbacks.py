@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks as lightning
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 REFUSED: dict[type[pl.Callback], str] = {
@@ -46,6 +47,27 @@ def adopt(callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
     if len(averages := [type(c).__name__ for c, a in zip(callbacks, adopted) if isinstance(a, WeightAverage)]) > 1:
         raise ValueError(f"{' and '.join(averages)}: a run has one average of weights")
     return sorted(adopted, key=lambda callback: not isinstance(callback, WeightAverage))
+
+
+class SaveOnException(pl.Callback):
+    """Saves a checkpoint where a fit ends by an exception, and removes it where the next one ends without.
+
+    Lightning's OnExceptionCheckpoint, except that no later fit goes on from the file unless `--ckpt_path` names it,
+    and that the exception is raised whether or not the file can be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
+        try:
+            trainer.save_checkpoint(self.path)
+        except Exception as error:  # the exception that ended the fit is the one to report
+            rank_zero_info(f"{self.path} is not written: {error}")
+
+    def teardown(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
+        if stage == "fit":
+            trainer.strategy.remove_checkpoint(self.path)
 
 
 class WeightAverage(pl.Callback):
@@ -208,7 +230,8 @@ def of_averaging(callback: lightning.WeightAveraging) -> WeightAverage:
     return WeightAverage(is_due, average, device=callback._device)
 
 
-ADOPTED: dict[type[pl.Callback], Callable[[Any], WeightAverage]] = {
+ADOPTED: dict[type[pl.Callback], Callable[[Any], pl.Callback]] = {
+    lightning.OnExceptionCheckpoint: lambda callback: SaveOnException(callback.ckpt_path),
     lightning.StochasticWeightAveraging: of_stochastic,
     lightning.WeightAveraging: of_averaging,
 }

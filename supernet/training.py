@@ -461,6 +461,8 @@ class SupernetTask(pl.LightningModule):
             self.teacher.load_state_dict(trained.state_dict())
             if self.teacher_mode == "eval" and not all(map(self._is_largest_only, self.spaces[:index])):
                 calibrate(self.teacher, self.trainer.datamodule.calibration_batches())
+                if self.channels_last:  # as it is after resuming: another format rounds differently
+                    self.teacher.to(memory_format=torch.channels_last)
 
     def _is_largest_only(self, space: SearchSpace) -> bool:
         """Whether a phase over `space` leaves the largest network's own BatchNorm statistics, not a mixture's."""

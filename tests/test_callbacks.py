@@ -79,13 +79,67 @@ def batch_size(batch):
     return len(batch[0])
 
 
+def listed(*names):
+    return [{"class_path": name, "init_args": WORKING[name]} for name in names]
+
+
+def fit_validate_and_fit_again(folder, callbacks):
+    supernet("fit", write(folder, callbacks))
+    assert (folder / "run" / "supernet" / "network.json").is_file()
+    supernet("validate", folder / "recipe.yaml")
+    supernet("fit", folder / "run" / "config.yaml", "--run", "again", "--trainer.fast_dev_run", "true")
+
+
+ALONE = {"StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging"}, {"RichProgressBar", "TQDMProgressBar"}
+ALONE = *ALONE, {"ModelSummary", "RichModelSummary"}
+
+
+@pytest.mark.parametrize("choice", [0, 1])
+def test_callbacks_in_a_recipe_work_together(tmp_path, monkeypatch, choice):
+    monkeypatch.chdir(tmp_path)
+    others = WORKING.keys() - set.union(*ALONE)
+    fit_validate_and_fit_again(tmp_path, listed(*sorted(others), *(sorted(names)[choice] for names in ALONE)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORKING)
 def test_a_callback_in_a_recipe_works(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    supernet("fit", write(tmp_path, [{"class_path": name, "init_args": WORKING[name]}]))
-    assert (tmp_path / "run" / "supernet" / "network.json").is_file()
-    supernet("validate", tmp_path / "recipe.yaml")
-    supernet("fit", tmp_path / "run" / "config.yaml", "--trainer.fast_dev_run", "true")
+    fit_validate_and_fit_again(tmp_path, listed(name))
+
+
+class Crash(pl.Callback):
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.global_step == 3:
+            raise ValueError("a crash")
+
+
+def test_a_checkpoint_on_an_exception_is_whole_and_only_resumed_on_demand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = write(tmp_path, [*listed("OnExceptionCheckpoint"), {"class_path": "tests.test_callbacks.Crash"}])
+    with pytest.raises(SystemExit):
+        supernet("fit", recipe)
+    assert "a crash" in capsys.readouterr().err
+    assert torch.load("crash/on_exception.ckpt", weights_only=True)["global_step"] == 3
+    quiet = write(tmp_path, listed("OnExceptionCheckpoint"))
+    supernet("fit", quiet, "--overwrite", "true", "--ckpt_path", "crash/on_exception.ckpt")
+    resumed = load_file("run/supernet/network.safetensors")
+    assert not (tmp_path / "crash" / "on_exception.ckpt").exists()
+    supernet("fit", quiet, "--overwrite", "true")
+    whole = load_file("run/supernet/network.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_the_learning_rate_that_is_monitored_is_that_of_the_step(tmp_path):
+    seen = []
+
+    class Monitor(pl.Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            seen.append((trainer.optimizers[0].param_groups[0]["lr"], task.learning_rate_at(trainer.global_step)))
+
+    task, data = convolutional()
+    make_trainer(tmp_path, "32-true", [Monitor()], limit_val_batches=0).fit(task, data)
+    assert len(seen) == 8 and all(found == expected for found, expected in seen)
 
 
 REFUSED = {
