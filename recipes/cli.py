@@ -97,6 +97,10 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
         # ... and warns of the frozen teacher, which is meant to be in eval mode.
         warnings.filterwarnings("ignore", "Found .* module.s. in eval mode at the start of training")
+        # ... and of a checkpoint that is written after its step, as is meant.
+        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
+        # ... and that FLOPs, which differ from step to step, are not counted.
+        warnings.filterwarnings("ignore", "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`")
         keep_freed_memory()
         # Lightning's processes beyond the first run the command of sys.argv.
         sys.argv = [sys.argv[0], *resolve_recipes(argv)]

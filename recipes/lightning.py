@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import sys
@@ -13,15 +14,18 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, Timer
+from jsonargparse.typing import register_type
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families, import_from_here
 from supernet.atomic import check_writable, lock_folder, remove_leftovers
+from supernet.callbacks import adopt
 from supernet.data import check_module, gives, seeded
 from supernet.export import NETWORK_FILES, check_free, save
 from supernet.resuming import LAST, StopSignals, find_checkpoint, read_checkpoint, requeued
@@ -131,6 +135,11 @@ def wrote(path: Path) -> bool:
         return False
 
 
+# Defaults of Lightning's callbacks that have no form in YAML: Timer's enum, the device of an average.
+yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, value: dumper.represent_data(value.value))
+register_type(torch.device, serializer=str, deserializer=torch.device)
+
+
 class SupernetCLI(LightningCLI):
     def __init__(self) -> None:
         import_families()
@@ -143,7 +152,7 @@ class SupernetCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=None,
                 seed_everything_default=0,
-                trainer_defaults={"max_epochs": -1, "enable_checkpointing": False},
+                trainer_defaults={"max_epochs": -1},
                 auto_configure_optimizers=False,
                 parser_kwargs={"exit_on_error": False}
                 | {name: {"exit_on_error": False} for name in self.subcommands()},
@@ -192,7 +201,15 @@ class SupernetCLI(LightningCLI):
                 kwargs["logger"].append(TensorBoardLogger(run, name="logs"))
         self.last = LastCheckpoint(run / LAST.parent, every)
         self.trainer_defaults["callbacks"] = [self.last, StopSignals()]
-        if trainer["enable_progress_bar"] is not False:
+        listed = trainer["callbacks"] or []
+        kwargs["callbacks"] = listed = adopt(listed if isinstance(listed, list) else [listed])
+        if trainer["enable_checkpointing"] is None:  # Lightning's default would add a ModelCheckpoint to ours
+            kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in listed)
+        for callback in listed:  # Lightning's own folder is another one in each command
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((run / "checkpoints" / "kept").resolve())
+        bars = any(isinstance(callback, ProgressBar) for callback in listed)
+        if trainer["enable_progress_bar"] is not False and not bars:
             self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         given = trainer["plugins"] or []
         kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]

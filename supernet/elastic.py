@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -233,10 +233,17 @@ def autocast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which autocast is off for a device, one without autocast (meta) included."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A context without autocast on a device, and in which new tensors have at least the precision of float32."""
+    available = torch.amp.is_autocast_available(device.type)  # not on the device meta
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.promote_types(default, torch.float32))
+    try:
+        with torch.autocast(device.type, enabled=False) if available else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _adds_to_block(weight: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.elastic import extract, without_autocast
+from supernet.elastic import extract, full_precision
 from supernet.space import SearchSpace
 
 
@@ -164,7 +164,7 @@ class Supernet(nn.Module, ABC):
         """
         active = self.config
         try:
-            with without_autocast(next(self.parameters()).device):
+            with full_precision(next(self.parameters()).device):
                 subnet = extract(self.set_active(active if config is None else config))
         finally:
             self.set_active(active)
@@ -274,17 +274,17 @@ def calibrate(subnet: nn.Module, batches: Tensor | Iterable[Tensor | Sequence[Te
     try:
         for norm in norms:
             norm.train()
-        for batch in batches:
-            inputs = model_inputs(subnet, batch, device)
-            inputs = [x.to(full) if x.is_floating_point() else x for x in inputs]
-            if seen and len(inputs[0]) == 1:
-                continue  # a last batch of one item, of which torch takes no statistics where a map is 1 x 1
-            if isinstance(subnet, Supernet):
-                inputs = subnet.prepare(inputs)
-            seen += len(inputs[0])
-            for norm in norms:
-                norm.momentum = len(inputs[0]) / seen
-            with without_autocast(device):
+        with full_precision(device):
+            for batch in batches:
+                inputs = model_inputs(subnet, batch, device)
+                inputs = [x.to(full) if x.is_floating_point() else x for x in inputs]
+                if seen and len(inputs[0]) == 1:
+                    continue  # a last batch of one item, of which torch takes no statistics where a map is 1 x 1
+                if isinstance(subnet, Supernet):
+                    inputs = subnet.prepare(inputs)
+                seen += len(inputs[0])
+                for norm in norms:
+                    norm.momentum = len(inputs[0]) / seen
                 subnet(*inputs)
     finally:
         for norm, momentum in zip(norms, momenta):

@@ -25,6 +25,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from supernet import sampling
+from supernet.callbacks import adopt
 from supernet.data import check_batch, check_calibration, check_loader, check_module, gives
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
 from supernet.export import describe, write_atomically
@@ -339,6 +340,11 @@ class SupernetTask(pl.LightningModule):
         """The optimizer steps of all phases."""
         return sum(phase.in_steps(self.steps_per_epoch)[0] for phase in self.phases)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None of its own; but Lightning's averages of weights become ones that know phases (see `adopt`)."""
+        self.trainer.callbacks = adopt(self.trainer.callbacks)
+        return []
+
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         if data is not None and hasattr(data, "input_spec"):
@@ -409,32 +415,28 @@ class SupernetTask(pl.LightningModule):
                 f"the run began with {self.resumed_steps_per_epoch} steps an epoch, now there are"
                 f" {self.steps_per_epoch}: a run can only be resumed as it began"
             )
+        self._set_learning_rate(self.optimizers())
 
     # ---- a step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Begin a phase here, where no precision context is: what it makes (a teacher's statistics) is in float32."""
         # Lightning counts one more where it resumes at a batch after which it would validate.
         loop = self.trainer.fit_loop.epoch_loop
         loop._batches_that_stepped = loop.total_batch_idx
-        step = self.global_step
-        index, phase_step = locate(self.phases, self.steps_per_epoch, step)
-        if phase_step == 0 and batch_idx % self.accumulate == 0 and self.begun_step != step:
-            self.whole = False
-            self._begin_phase(index, self.optimizers())
-            self.whole, self.begun_step = True, step
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         step, micro = self.global_step, batch_idx % self.accumulate
         index, phase_step = locate(self.phases, self.steps_per_epoch, step)
         phase, space = self.phases[index], self.spaces[index]
         optimizer = self.optimizers()
         if micro == 0:
+            if phase_step == 0 and self.begun_step != step:
+                self.whole = False
+                self._begin_phase(index, optimizer)
+                self.whole, self.begun_step = True, step
             self.before_step = keep(dict(self.named_buffers(remove_duplicate=False)), self.before_step)
             self.unfinished = True
-            lr = learning_rate(phase, self.steps_per_epoch, phase_step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            lr = self._set_learning_rate(optimizer)
             optimizer.zero_grad()
             self.counted = 0
             self.log_dict({"lr": lr, "phase": float(index)}, prog_bar=True)
@@ -456,6 +458,19 @@ class SupernetTask(pl.LightningModule):
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
             self.unfinished = False
+            self._set_learning_rate(optimizer)  # for the callbacks that read it before the next step
+        return total / phase.subnets
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a global optimizer step."""
+        index, phase_step = locate(self.phases, self.steps_per_epoch, step)
+        return learning_rate(self.phases[index], self.steps_per_epoch, phase_step)
+
+    def _set_learning_rate(self, optimizer: Optimizer) -> float:
+        lr = self.learning_rate_at(self.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        return lr
 
     @property
     def weighted(self) -> bool:
@@ -531,6 +546,8 @@ class SupernetTask(pl.LightningModule):
             self.teacher.load_state_dict(trained.state_dict())
             if self.teacher_mode == "eval" and not all(map(self._is_largest_only, self.spaces[:index])):
                 calibrate(self.teacher, calibration_of(self.trainer))
+                if self.channels_last:  # as it is after resuming: another format rounds differently
+                    self.teacher.to(memory_format=torch.channels_last)
 
     def _is_largest_only(self, space: SearchSpace) -> bool:
         """Whether a phase over `space` leaves the largest network's own BatchNorm statistics, not a mixture's."""

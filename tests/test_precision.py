@@ -275,7 +275,7 @@ class StopAt(pl.Callback):
 
 
 @family
-@pytest.mark.parametrize(("precision", "stop"), [("bf16-mixed", 3), ("bf16-true", 3)])
+@pytest.mark.parametrize(("precision", "stop"), [("bf16-mixed", 3), ("bf16-true", 5)])
 def test_resuming_goes_on_bit_identically(tmp_path, make, precision, stop):
     def fit(callbacks=(), ckpt_path=None):
         task, data = make(clip_norm=1.0)
@@ -319,3 +319,28 @@ def test_calibration_does_not_depend_on_autocast():
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             found.append(calibrate(task.supernet.extract(), [images]).state_dict())
     assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
+
+
+# ---- the claim
+
+
+@family
+def test_twenty_steps_in_mixed_precision_have_the_losses_of_float32(tmp_path, make):
+    losses = {}
+
+    class Losses(pl.Callback):
+        def on_before_optimizer_step(self, trainer, task, optimizer):
+            gradients = [p.grad for p in task.supernet.parameters() if p.grad is not None]
+            assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+        def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+            losses[trainer.precision].append(float(outputs["loss"]))
+
+    for precision in ("32-true", "bf16-mixed"):
+        task, data = make(accumulate=1)
+        phase = Phase("all", lr=0.02 if make is convolutional else 1e-3, steps=20, subnets=2)
+        task = SupernetTask(task.supernet, [phase], task.make_optimizer)
+        losses[precision] = []
+        trainer = make_trainer(tmp_path, precision, [Losses()], limit_train_batches=1.0, limit_val_batches=0)
+        trainer.fit(task, data)
+    assert len(losses["32-true"]) == 20 and losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.02)
