@@ -98,6 +98,9 @@ class Bench:
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.exporters_interval: tuple[float, float] | None = None
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
+        # What the searches for several budgets have in common: see `recipes.closed_loop`.
+        self.sampled: dict[tuple[Device, int | None, int], tuple[np.ndarray, np.ndarray, Any]] = {}
+        self.latency_quality: dict[tuple[Device, int | None, int], dict[str, Any]] = {}
         self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.ledger = Ledger()
         self._session: Session | None = None  # see `_staying`
