@@ -60,9 +60,9 @@ LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what i
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CONFIRMED = 2  # measurements of the memory that a file takes, both of which must keep within a bound
 # Networks on which the faster exporter is checked, how often, and by how much the latency of its files may differ.
-CHECKED, PAIRS, AGREE = 5, 4, 0.02
+CHECKED, PAIRS, AGREE = 3, 4, 0.02
 SURE = 0.99  # the level of the interval that this difference lies in
-APART = 8  # visits of a network begin at least so many times the device's spacing apart
+APART = 4  # visits of a network begin at least so many times the device's spacing apart
 WORTH = 4.0  # seconds of work in this process from which on other processes share it; they start in about three
 KEPT_BYTES = 200e6  # of delivered files that are kept beside the store
 LARGEST = 1e9  # bytes of a supernet and its data that are copied to other processes
