@@ -50,6 +50,7 @@ from predictors.runtimes import RUNTIMES, part_file
 from predictors.store import Store, digest, network_id
 from recipes import FIRST_SAMPLES
 from recipes.device_files import FILES, trim, write_part, write_parts, writers, written_by
+from recipes.lab import Lab, uncalibrated
 from recipes.report import draw_front, write_page
 from recipes.workers import Failed, Workers, how_many
 from supernet.export import PLAN, write_folder, write_network
@@ -668,42 +669,6 @@ class Bench:
             write_page(report, self.supernet.space, config, temporary / "report.html")
 
         write_folder(folder, write, FILES, overwrite=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lab:
-    """What another process exports and evaluates networks of: the supernet, and the batches of the data."""
-
-    supernet: Supernet
-    device: Device
-    calibration: Sequence[Any] | None
-    selected: Sequence[Any] | None
-
-    def write(self, config: Any, exporter: str, folder: Path) -> None:
-        """Write the files that the device loads of a network, as `Bench.network_file` does."""
-
-        def write(temporary: Path) -> None:
-            subnet = self._calibrated(config) if exporter == "final" else uncalibrated(self.supernet, config)
-            ranges = self.calibration if self.device.precision == "int8" else ()
-            write_parts(subnet, self.device, temporary, exporter == "search", ranges)
-
-        torch.set_num_threads(1)
-        write_folder(folder, write, ())
-
-    def evaluate(self, config: Any) -> dict[str, float]:
-        """The figures of a network, as `Bench.evaluate` has them."""
-        torch.set_num_threads(1)
-        return evaluate_network(self._calibrated(config), self.selected)
-
-    def _calibrated(self, config: Any) -> Supernet:
-        return calibrate(self.supernet.extract(config).eval(), self.calibration)
-
-
-def uncalibrated(supernet: Supernet, config: Any) -> Supernet:
-    """A network to time: its latency does not depend on BatchNorm's statistics, which must be sane for the file to be
-    checked."""
-    subnet = supernet.extract(config).eval()
-    return calibrate(subnet, [subnet.example_inputs(8)])
 
 
 def ratio_interval(networks: Sequence[Sequence[float]]) -> tuple[float, float, float]:
