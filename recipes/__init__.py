@@ -139,10 +139,10 @@ def specialize(
         for budget in budgets:
             check_free(place(name, budget), FILES, overwrite)
 
-    def find(bench: Any, budget: float, to: Path | None) -> dict[str, Any]:
+    def find(bench: Any, budget: float, to: Path | None, explore: bool = False) -> dict[str, Any]:
         direct = search == "direct"
         lengths = (samples, evaluations, finalists, population, generations, seed)
-        return find_network(bench, budget, to, *lengths, direct=direct, bounds=bounds, shared=shared)
+        return find_network(bench, budget, to, *lengths, direct=direct, bounds=bounds, shared=shared, explore=explore)
 
     shared = Shared()
     found: dict[Path, dict[str, Any]] = {}
@@ -160,7 +160,7 @@ def specialize(
                     for budget in reversed(ascending if len(ascending) > 1 else ()):
                         print(f"{place(name, budget).name}: a first search", flush=True)
                         try:
-                            find(bench, budget, None)
+                            find(bench, budget, None, explore=True)
                         except FAILURES as error:
                             print(f"{place(name, budget).name}: {error}; it will be tried again")
                     for budget in ascending:

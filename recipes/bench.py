@@ -50,6 +50,7 @@ from predictors.runtimes import RUNTIMES, part_file
 from predictors.store import Store, digest, network_id
 from recipes import FIRST_SAMPLES
 from recipes.device_files import FILES, trim, write_device_card, write_part, write_parts, writers, written_by
+from recipes.lab import Lab, uncalibrated
 from recipes.report import draw_front, write_page
 from recipes.workers import Failed, Workers, how_many
 from supernet.export import PLAN, write_folder, write_network
@@ -61,9 +62,9 @@ LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what i
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 CONFIRMED = 2  # measurements of the memory that a file takes, both of which must keep within a bound
 # Networks on which the faster exporter is checked, how often, and by how much the latency of its files may differ.
-CHECKED, PAIRS, AGREE = 5, 4, 0.02
+CHECKED, PAIRS, AGREE = 3, 4, 0.02
 SURE = 0.99  # the level of the interval that this difference lies in
-APART = 8  # visits of a network begin at least so many times the device's spacing apart
+APART = 4  # visits of a network begin at least so many times the device's spacing apart
 WORTH = 4.0  # seconds of work in this process from which on other processes share it; they start in about three
 KEPT_BYTES = 200e6  # of delivered files that are kept beside the store
 LARGEST = 1e9  # bytes of a supernet and its data that are copied to other processes
@@ -99,6 +100,9 @@ class Bench:
         self.exporters_ratio: float | None = None  # see `agrees`; None where it was not asked
         self.exporters_interval: tuple[float, float] | None = None
         self.quiet: dict[str, float] | None = None  # see `fix_scale`
+        # What the searches for several budgets have in common: see `recipes.closed_loop`.
+        self.sampled: dict[tuple[Device, int | None, int], tuple[np.ndarray, np.ndarray, Any]] = {}
+        self.latency_quality: dict[tuple[Device, int | None, int], dict[str, Any]] = {}
         self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.ledger = Ledger()
         self._session: Session | None = None  # see `_staying`
@@ -670,42 +674,6 @@ class Bench:
             write_page(report, self.supernet.space, config, temporary / "report.html")
 
         write_folder(folder, write, FILES, overwrite=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lab:
-    """What another process exports and evaluates networks of: the supernet, and the batches of the data."""
-
-    supernet: Supernet
-    device: Device
-    calibration: Sequence[Any] | None
-    selected: Sequence[Any] | None
-
-    def write(self, config: Any, exporter: str, folder: Path) -> None:
-        """Write the files that the device loads of a network, as `Bench.network_file` does."""
-
-        def write(temporary: Path) -> None:
-            subnet = self._calibrated(config) if exporter == "final" else uncalibrated(self.supernet, config)
-            ranges = self.calibration if self.device.precision == "int8" else ()
-            write_parts(subnet, self.device, temporary, exporter == "search", ranges)
-
-        torch.set_num_threads(1)
-        write_folder(folder, write, ())
-
-    def evaluate(self, config: Any) -> dict[str, float]:
-        """The figures of a network, as `Bench.evaluate` has them."""
-        torch.set_num_threads(1)
-        return evaluate_network(self._calibrated(config), self.selected)
-
-    def _calibrated(self, config: Any) -> Supernet:
-        return calibrate(self.supernet.extract(config).eval(), self.calibration)
-
-
-def uncalibrated(supernet: Supernet, config: Any) -> Supernet:
-    """A network to time: its latency does not depend on BatchNorm's statistics, which must be sane for the file to be
-    checked."""
-    subnet = supernet.extract(config).eval()
-    return calibrate(subnet, [subnet.example_inputs(8)])
 
 
 def ratio_interval(networks: Sequence[Sequence[float]]) -> tuple[float, float, float]:

@@ -43,6 +43,7 @@ def find_network(
     direct: bool = False,
     bounds: Mapping[str, float] | None = None,
     shared: Shared | None = None,
+    explore: bool = False,
 ) -> dict[str, Any]:
     """Search, measure what was found as the files that ship, correct the predictors, and again.
 
@@ -52,6 +53,7 @@ def find_network(
     timed here joins it. Without `latency_samples` or `accuracy_samples`, networks are timed or evaluated until more
     would tell little. All of this sees the `select` part of the data.
     Writes the network to `folder` and returns the report; without a folder, {}, and what is shared is what it is for.
+    `explore` ends after one search, of which the evaluated networks are shared: no file is delivered or timed for it.
     ValueError if none meets the budget.
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
@@ -63,7 +65,7 @@ def find_network(
     refuse_closed_forms(bench, bounds or {}, ends)
     refuse_budget(bench, budget, ends[:1])
     refuse_footprints(bench, bounds or {}, ends[:1])
-    X, timed_ms = time_samples(bench, latency_samples, rng)
+    X, timed_ms = sampled_once(bench, latency_samples, rng, seed)
     smallest_ms, largest_ms = ends_of(timed_ms)
     X, timed_ms = X[np.isfinite(timed_ms)], timed_ms[np.isfinite(timed_ms)]
     bench.fix_scale(X)
@@ -71,13 +73,15 @@ def find_network(
     X, timed_ms = at_least_two(X, timed_ms)
     latency = LatencyPredictor(terms=bench.supernet.cost_terms, sources=list(bench.sources.values()))
     folds = KFold(5, shuffle=True, random_state=seed)
+    asked = bench.device, latency_samples, seed
+    if asked not in bench.latency_quality:
+        predicted = cross_val_predict(clone(latency), X, timed_ms, cv=at_most(KFold(5), len(X)))
+        bench.latency_quality[asked] = quality(timed_ms, predicted)
     report: dict[str, Any] = {
         "budget_ms": budget,
         "timed": {name: bench.supernet.input_spec[name] for name in LENGTHS if name in bench.supernet.input_spec},
         "device": dataclasses.asdict(bench.device) | bench.fingerprint,
-        "latency_predictor": quality(
-            timed_ms, cross_val_predict(clone(latency), X, timed_ms, cv=at_most(KFold(5), len(X)))
-        ),
+        "latency_predictor": bench.latency_quality[asked],
         "noise_floor": floor,
         "reference_ms": bench.reference_ms,
         "exporters_ratio": bench.exporters_ratio,
@@ -145,7 +149,7 @@ def find_network(
     # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
     for told in (slowest_told, *[latency.predict] * (ROUNDS - 1)):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
-        for _ in range(1 if direct else REFITS):
+        for _ in range(1 if direct or explore else REFITS):
             if not direct:
                 predictors["loss"].fit(A, figures["loss"])
             try:
@@ -165,6 +169,8 @@ def find_network(
             shared.found = A[samples:]
             found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
+        if explore:
+            return {}
         took = {tuple(row): ms for row, ms in zip(*known_latencies())}  # what was timed needs no prediction
         within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
         for limit in limits:
@@ -225,6 +231,18 @@ def find_network(
         f" written to {folder}"
     )
     return report
+
+
+def sampled_once(
+    bench: Bench, samples: int | None, rng: np.random.Generator, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`time_samples` by a generator of this seed; the searches for several budgets ask once, and draw on alike."""
+    asked = bench.device, samples, seed
+    if asked not in bench.sampled:
+        X, ms = time_samples(bench, samples, rng)
+        bench.sampled[asked] = X, ms, rng.bit_generator.state
+    X, ms, rng.bit_generator.state = bench.sampled[asked]
+    return X, ms
 
 
 def refuse_closed_forms(bench: Bench, bounds: Mapping[str, float], ends: np.ndarray) -> None:

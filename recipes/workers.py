@@ -21,6 +21,7 @@ from typing import Any
 from predictors.engines import end_with_stdin
 
 MOST = 8  # processes
+GARBAGE = 100_000  # objects from which on they are collected, between jobs
 EACH = 1e9  # bytes that a process needs beside its copy of the state, roughly
 
 
@@ -41,8 +42,10 @@ class Workers:
         self._state, self.n = state, n
         self._pool = ThreadPoolExecutor(n, thread_name_prefix="workers")
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(n):
-            self._idle.put(_Worker(state))
+        self._all = [_Worker(state) for _ in range(n)]
+        self._closed = False
+        for worker in self._all:
+            self._idle.put(worker)
 
     def map(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """(number of the job, what the method returned, or `Failed`) as jobs are done; those that have not begun when
@@ -61,15 +64,22 @@ class Workers:
             return worker.call(method, job)
         except (EOFError, OSError) as error:
             worker.end()
-            worker = _Worker(self._state)
+            if not self._closed:
+                self._all.remove(worker)
+                worker = _Worker(self._state)
+                self._all.append(worker)
             return Failed(f"a process that worked was lost: {error}")
         finally:
             self._idle.put(worker)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().end()
+        """End all processes, those that work as well."""
+        self._closed = True
+        for worker in self._all:
+            worker.kill()
+        self._pool.shutdown(cancel_futures=True)
+        for worker in self._all:
+            worker.end()
 
     def __enter__(self) -> Workers:
         return self
@@ -102,10 +112,14 @@ class _Worker:
         self._connection.send_bytes(pickle.dumps((method, job)))
         return pickle.loads(self._connection.recv_bytes())
 
-    def end(self) -> None:
-        self._connection.close()
+    def kill(self) -> None:
+        """End the process; a call that waits for it fails."""
         self._process.kill()
         self._process.wait()
+
+    def end(self) -> None:
+        self.kill()
+        self._connection.close()
         self._process.stdin.close()
 
 
@@ -121,20 +135,20 @@ def serve(descriptor: int) -> None:
         return
     except Exception as error:
         broken = f"{type(error).__name__}: {error}"
-    gc.freeze()
+    gc.disable()  # an export makes many objects, and collecting among them takes a fifth of its time
     while True:
         try:
             method, job = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        gc.disable()  # an export makes many objects, and collecting among them takes a fifth of it
         try:
             answer = Failed(broken) if broken else getattr(state, method)(*job)
         except Exception as error:
             answer = Failed(f"{type(error).__name__}: {error}")
         connection.send_bytes(pickle.dumps(answer))
-        gc.enable()
-        gc.collect()
+        if gc.get_count()[0] > GARBAGE:
+            gc.collect()
+            gc.freeze()  # what stays, as imported modules do, need not be looked at again
 
 
 def how_many(state: int) -> int:

@@ -20,13 +20,9 @@ def label_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy with labels (...); with a `weight` (classes,), the weighted mean."""
-    return F.cross_entropy(
-        full(logits).flatten(0, -2),
-        target.flatten(),
-        weight,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-    )
+    logits = full(logits).flatten(0, -2)
+    weight = None if weight is None else weight.to(logits)
+    return F.cross_entropy(logits, target.flatten(), weight, label_smoothing=label_smoothing, ignore_index=ignore_index)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int = IGNORE) -> Tensor:

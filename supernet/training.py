@@ -485,8 +485,7 @@ class SupernetTask(pl.LightningModule):
         return float(self.class_weight.to(target.device)[counted].double().sum())
 
     def label_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        weight = None if self.class_weight is None else self.class_weight.to(logits)
-        return label_loss(logits, target, self.label_smoothing, self.ignore_index, weight)
+        return label_loss(logits, target, self.label_smoothing, self.ignore_index, self.class_weight)
 
     def sample(self, phase: Phase, space: SearchSpace, step: int) -> list[Any]:
         """The configs that a global step trains, the same in every process."""

@@ -338,7 +338,7 @@ def test_samples_are_timed_several_times(folder, tmp_path, work, monkeypatch):
     store = str(tmp_path / "store.sqlite")
     for _ in range(2):
         measure(str(folder), "onnxruntime", samples=6, store=store)
-        assert work["timed"] == 3 * 6 + 2 * bench.CHECKED
+        assert work["timed"] == 3 * 6 + bench.CHECKED  # the pair counts as a visit of the faster exporter's file
     with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as known:
         X = sampling.latency_rows(known.supernet.space, 6, np.random.default_rng(0))
         config, before = known.supernet.space.decode(X)[2], known.latencies(X, "")

@@ -1,5 +1,6 @@
 import os
 import pickle
+import time
 
 from recipes.workers import Failed, Workers, how_many
 
@@ -20,3 +21,11 @@ def test_a_process_that_is_lost_fails_its_job_alone():
 
 def test_no_more_processes_work_than_memory_allows():
     assert how_many(10**15) == 0 <= how_many(10**6)
+
+
+def test_processes_that_work_end_when_they_are_closed():
+    with Workers(pickle.dumps(time.sleep), 1) as workers:
+        jobs = workers.map("__call__", [(0,), (1000,)])
+        assert next(jobs) == (0, None)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
