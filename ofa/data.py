@@ -104,6 +104,8 @@ class ImageData(pl.LightningDataModule):
 
         finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
         augment, plain = v2.Compose([augment, finish]), v2.Compose([plain, finish])
+        if not 0 < holdout < len(source.train):
+            raise ValueError(f"holdout = {holdout} does not leave both parts of {len(source.train)} training images")
         try:
             held, trained = stratified(source.train.labels, holdout, np.random.default_rng((seed, 0)))
         except ValueError as error:
