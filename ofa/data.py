@@ -19,6 +19,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, derive_seed, training_position
+from supernet.values import integer
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,6 +71,12 @@ class ImageData(pl.LightningDataModule):
         download: bool = False,
     ) -> None:
         super().__init__()
+        batch_size, workers, seed = (
+            integer("batch_size", batch_size),
+            integer("workers", workers),
+            integer("seed", seed),
+        )
+        holdout, calibration = integer("holdout", holdout), integer("calibration", calibration)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         source = open_dataset(dataset, root, download)
         self.classes = source.classes

@@ -210,6 +210,10 @@ class MobileNetV3(Supernet):
 
     def prepare(self, inputs: Sequence[Tensor], config: MobileNetV3Config | None = None) -> Sequence[Tensor]:
         """The images (B, C, H, W) resized to the config's resolution: bilinear, antialiased when it shrinks them."""
+        if isinstance(inputs, Tensor):
+            inputs = (inputs,)
+        if len(inputs) != 1:
+            raise ValueError(f"prepare takes (images,), not {len(inputs)} tensors")
         (images,) = inputs
         size = (self.config if config is None else config).resolution
         if images.shape[-2:] == (size, size):

@@ -150,6 +150,7 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
     1e-4 of the largest, else RuntimeError. An existing file is replaced. Returns `path`.
     """
     inputs = as_inputs(inputs)
+    check_float32(model)
     names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
     return part_to_onnx(Part(model, inputs, names), path, fast)
 
@@ -197,7 +198,9 @@ def part_to_onnx(part: Part, path: str | Path, fast: bool = False) -> Path:
 
 
 def check_float32(model: nn.Module) -> None:
-    """Raise ValueError where a parameter or buffer has half precision."""
+    """Raise ValueError where a parameter or buffer has half precision, TypeError where it is not a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a file is written of a torch module, not of a {type(model).__name__}")
     for name, tensor in model.state_dict().items():
         if tensor.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(f"{name} is {tensor.dtype}: files are written of float32 networks (.float())")
@@ -342,6 +345,7 @@ def to_executorch(
     it must be finite.
     """
     inputs = as_inputs(inputs)
+    check_float32(model)
     names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
     return part_to_executorch(Part(model, inputs, names), path, batches)
 
@@ -509,6 +513,7 @@ def drawn_anew(inputs: Iterable[Tensor]) -> list[Tensor]:
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file, then sync it and give it its name. On an error the old file is untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

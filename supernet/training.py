@@ -673,6 +673,7 @@ class SubnetValidation(pl.Callback):
     """
 
     def __init__(self, random: int = 4, seed: int = 0) -> None:
+        random, seed = integer("random", random), integer("seed", seed)
         if random < 0 or seed < 0:
             raise ValueError(f"validation: random = {random} and seed = {seed} are at least 0")
         self.random, self.seed = random, seed
