@@ -228,7 +228,8 @@ class MobileNetV3(Supernet):
         return {"num_classes": input_spec["classes"], "in_channels": input_spec["shape"][0]}
 
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
-        check_arguments(self.arguments, self.arguments_from(input_spec), input_spec)
+        name = f" ({input_spec['dataset']})" if input_spec.get("dataset") else ""
+        check_arguments(self.arguments, self.arguments_from(input_spec), f"the data{name} have")
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         size = self.config.resolution

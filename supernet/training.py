@@ -646,7 +646,7 @@ def derive_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def sum_over_processes(grads: Sequence[Tensor], counted: int) -> float:
+def sum_over_processes(grads: Sequence[Tensor], counted: float) -> float:
     """Sum gradients in place, in one message, over all processes; returns the sum of their `counted`."""
     message = torch.cat([grad.flatten() for grad in grads])
     total = torch.tensor(counted, dtype=torch.float64, device=message.device)
