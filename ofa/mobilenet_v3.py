@@ -228,8 +228,7 @@ class MobileNetV3(Supernet):
         return {"num_classes": input_spec["classes"], "in_channels": input_spec["shape"][0]}
 
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
-        name = f" ({input_spec['dataset']})" if input_spec.get("dataset") else ""
-        check_arguments(self.arguments, self.arguments_from(input_spec), f"the data{name} have")
+        check_arguments(self.arguments, self.arguments_from(input_spec), "the data have", input_spec.get("dataset"))
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         size = self.config.resolution
