@@ -199,8 +199,8 @@ def check_arguments(
     for name, value in wanted.items():
         if made[name] != value:
             raise ValueError(
-                f"the supernet was made with {name} = {made[name]}, {data_have} {value}{called}: leave {name} out of the"
-                " recipe's model.supernet, so that it follows the data; or give other data"
+                f"the supernet was made with {name} = {made[name]}, {data_have} {value}{called}: leave {name} out of"
+                " the recipe's model.supernet, so that it follows the data; or give other data"
             )
 
 
