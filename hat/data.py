@@ -23,6 +23,7 @@ from hat.layers import BOS, EOS, PAD, UNK
 from supernet.distillation import IGNORE
 from supernet.export import write_folder
 from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, training_position
+from supernet.values import integer
 
 SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}  # by id, as in HAT
 SPLITS = ("train", "valid", "test")
@@ -72,6 +73,8 @@ class ParallelText(pl.LightningDataModule):
         super().__init__()
         if vocab_size is None:
             vocab_size = DEFAULT_VOCABULARY if tokenizer is None else len(load_tokenizer(tokenizer))
+        vocab_size, max_tokens = integer("vocab_size", vocab_size), integer("max_tokens", max_tokens)
+        max_length, beam, seed = integer("max_length", max_length), integer("beam", beam), integer("seed", seed)
         for name, value, least in (
             ("vocab_size", vocab_size, len(SPECIALS) + 256),
             ("max_length", max_length, 2),

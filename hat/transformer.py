@@ -372,7 +372,7 @@ class Transformer(Supernet):
         wanted = self.arguments_from(input_spec)
         if self.arguments["target_vocab_size"] is not None:
             wanted["target_vocab_size"] = wanted["vocab_size"]
-        check_arguments(self.arguments, wanted, input_spec)
+        check_arguments(self.arguments, wanted, "the tokenizer has")
         if self.arguments["max_positions"] < input_spec["max_length"]:
             raise ValueError(
                 f"the supernet has {self.arguments['max_positions']} positions, the data have sentences of up to"

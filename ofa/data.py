@@ -20,6 +20,7 @@ from ofa.datasets import Files, Items, open_dataset, readable, stratified
 from ofa.image_files import reason, unreadable
 from ofa.images import INTERPOLATION, WHITE, as_shown, crop_share, transforms
 from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, derive_seed, training_position
+from supernet.values import integer
 
 CACHE_BYTES = 512 << 20  # calibration images up to this size stay in memory
 
@@ -88,6 +89,12 @@ class ImageData(pl.LightningDataModule):
         license: str | None = None,
     ) -> None:
         super().__init__()
+        batch_size, workers, seed = (
+            integer("batch_size", batch_size),
+            integer("workers", workers),
+            integer("seed", seed),
+        )
+        holdout, calibration = integer("holdout", holdout), integer("calibration", calibration)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         check_least(batch_size=batch_size, calibration=calibration, image_size=1 if image_size is None else image_size)
         check_least(0, padding=padding, workers=workers, seed=seed)

@@ -213,6 +213,10 @@ class MobileNetV3(Supernet):
 
     def prepare(self, inputs: Sequence[Tensor], config: MobileNetV3Config | None = None) -> Sequence[Tensor]:
         """The images (B, C, H, W) resized to the config's resolution: bilinear, antialiased when it shrinks them."""
+        if isinstance(inputs, Tensor):
+            inputs = (inputs,)
+        if len(inputs) != 1:
+            raise ValueError(f"prepare takes (images,), not {len(inputs)} tensors")
         (images,) = inputs
         size = (self.config if config is None else config).resolution
         if images.shape[-2:] == (size, size):
@@ -227,7 +231,7 @@ class MobileNetV3(Supernet):
         return {"num_classes": input_spec["classes"], "in_channels": input_spec["shape"][0]}
 
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
-        check_arguments(self.arguments, self.arguments_from(input_spec), input_spec)
+        check_arguments(self.arguments, self.arguments_from(input_spec), "the data have", input_spec.get("dataset"))
         sizes = [self.config.resolution] if self.extracted else self.space["resolution"].values
         check_resolution(max(sizes), input_spec.get("image_size"), self.extracted)
 

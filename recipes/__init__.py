@@ -698,6 +698,7 @@ def make_data(section: dict[str, Any], splits: Sequence[str] = tuple(LOADERS)) -
     from jsonargparse import ArgumentError, ArgumentParser
 
     from supernet.data import check_calibration, check_loader, check_module, seeded
+    from supernet.values import json_value
 
     import_from_here()
     parser = ArgumentParser(exit_on_error=False)
@@ -714,6 +715,8 @@ def make_data(section: dict[str, Any], splits: Sequence[str] = tuple(LOADERS)) -
     for stage in ("fit", "test") if "test" in splits else ("fit",):
         data.setup(stage)
     check_module(data, ["input_spec", "calibration_batches", *(LOADERS[split] for split in splits)])
+    if not isinstance(getattr(type(data), "input_spec", None), property):
+        data.input_spec = json_value("input_spec", data.input_spec)  # of arrays, too, networks and their ids are made
     check_calibration(data, None)
     for name in (LOADERS[split] for split in splits):
         check_loader(getattr(data, name)(), f"{type(data).__name__}.{name}()", data.input_spec, None)

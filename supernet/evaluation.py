@@ -14,8 +14,8 @@ def per_class(rights: np.ndarray, targets: np.ndarray, names: Sequence[str] | No
     """
     named: dict[str, float] = {}
     for label in np.unique(targets).tolist():
-        name = str(label) if names is None else str(names[label])
-        if names is not None and list(names).count(names[label]) > 1:
+        name = str(names[label]) if names is not None and label < len(names) else str(label)
+        if names is not None and list(names).count(name) > 1:
             name = f"{name} ({label})"
         named[name] = float(np.mean(rights[targets == label]))
     return named

@@ -151,6 +151,7 @@ def to_onnx(model: nn.Module, path: str | Path, inputs: Sequence[Tensor], fast: 
     1e-4 of the largest, else RuntimeError. An existing file is replaced. Returns `path`.
     """
     inputs = as_inputs(inputs)
+    check_float32(model)
     names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
     return part_to_onnx(Part(model, inputs, names), path, fast)
 
@@ -242,7 +243,9 @@ def nodes_of(graph: Any) -> Iterator[Any]:
 
 
 def check_float32(model: nn.Module) -> None:
-    """Raise ValueError where a parameter or buffer has half precision."""
+    """Raise ValueError where a parameter or buffer has half precision, TypeError where it is not a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a file is written of a torch module, not of a {type(model).__name__}")
     for name, tensor in model.state_dict().items():
         if tensor.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(f"{name} is {tensor.dtype}: files are written of float32 networks (.float())")
@@ -424,6 +427,7 @@ def to_executorch(
     it must be finite.
     """
     inputs = as_inputs(inputs)
+    check_float32(model)
     names = tuple(inspect.signature(model.forward).parameters)[: len(inputs)]
     return part_to_executorch(Part(model, inputs, names), path, batches)
 
@@ -596,6 +600,7 @@ def drawn_anew(inputs: Iterable[Tensor]) -> list[Tensor]:
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file, then sync it and give it its name. On an error the old file is untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -199,14 +199,19 @@ class Supernet(nn.Module, ABC):
         return {unit: total(terms, unit) for unit in ("macs", "params")}
 
 
-def check_arguments(made: Mapping[str, Any], wanted: Mapping[str, Any], input_spec: Mapping[str, Any]) -> None:
-    """Raise ValueError where an argument a supernet was made with is not what its data want; it names both values."""
-    data = f"the data ({input_spec['dataset']})" if input_spec.get("dataset") else "the data"
+def check_arguments(
+    made: Mapping[str, Any], wanted: Mapping[str, Any], data_have: str, name: str | None = None
+) -> None:
+    """Raise ValueError where an argument a supernet was made with is not what its data want; it names both values.
+
+    `data_have` says where the second comes from, such as "the data have", and `name` is that of the data.
+    """
+    called = f" ({name})" if name else ""
     for name, value in wanted.items():
         if made[name] != value:
             raise ValueError(
-                f"the supernet was made with {name} = {made[name]}, {data} have {value} in their input_spec: leave"
-                f" {name} out of the recipe's model.supernet, so that it follows the data; or give other data"
+                f"the supernet was made with {name} = {made[name]}, {data_have} {value}{called}: leave {name} out of"
+                " the recipe's model.supernet, so that it follows the data; or give other data"
             )
 
 

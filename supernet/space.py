@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -183,6 +183,9 @@ class SearchSpace:
             if not isinstance(value, tuple):
                 value = choice.values[_index(choice, value, choice.name)]
                 value = _nest([value] * int(np.prod(choice.shape)), choice.shape)
+            elif len(value) != (choice.shape or (0,))[0]:
+                wanted = f"one value, or {choice.shape[0]} entries" if choice.shape else "one value"
+                raise ValueError(f"{choice.name} = {value}: expected {wanted}")
             fields[choice.name] = value
         if values:
             raise ValueError(f"{', '.join(values)}: not a choice of this space; it has {list(self)}")
@@ -225,6 +228,7 @@ class SearchSpace:
 
         TypeError where it is none of them; ValueError where it has another number of genes.
         """
+        given = list(given) if isinstance(given, Iterator) else given
         if isinstance(given, np.ndarray) and given.ndim == 2 and given.dtype == np.float64:
             X = given
         elif isinstance(given, (self.config_class, Mapping)) or _are_configs(given):
@@ -232,6 +236,8 @@ class SearchSpace:
         else:
             try:
                 X = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+                if X.ndim == 0:
+                    raise TypeError
             except (TypeError, ValueError):
                 wanted = f"X, an array (n, {self.width}), or {self.config_class.__name__}s"
                 raise TypeError(f"expected {wanted}; got {_described(given)}") from None

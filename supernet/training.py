@@ -778,7 +778,7 @@ def derive_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def sum_over_processes(grads: Sequence[Tensor], counted: int) -> float:
+def sum_over_processes(grads: Sequence[Tensor], counted: float) -> float:
     """Sum gradients in place, in one message, over all processes; returns the sum of their `counted`."""
     message = torch.cat([grad.flatten() for grad in grads])
     total = torch.tensor(counted, dtype=torch.float64, device=message.device)
@@ -806,6 +806,7 @@ class SubnetValidation(pl.Callback):
     """
 
     def __init__(self, random: int = 4, seed: int = 0) -> None:
+        random, seed = integer("random", random), integer("seed", seed)
         if random < 0 or seed < 0:
             raise ValueError(f"validation: random = {random} and seed = {seed} are at least 0")
         self.random, self.seed = random, seed

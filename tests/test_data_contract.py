@@ -167,7 +167,7 @@ def test_the_vocabulary_follows_the_tokenizer(tmp_path):
     model = Namespace(supernet=Namespace(class_path="hat.Transformer", init_args=Namespace(vocab_size=None, qkv_dim=8)))
     follow_data(model, data)
     assert model.supernet.init_args == Namespace(vocab_size=300, qkv_dim=8)
-    with pytest.raises(ValueError, match="vocab_size = 32000, the data have 300"):
+    with pytest.raises(ValueError, match="vocab_size = 32000, the tokenizer has 300"):
         hat.Transformer(hat.transformer_space(32, 64, 2, 2, 1, -1)).check_data(data.input_spec)
 
 

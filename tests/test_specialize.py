@@ -283,7 +283,9 @@ def test_a_loader_may_be_the_instances_own(tmp_path, monkeypatch):
 
 def test_data_of_another_family_is_refused(folder, tmp_path):
     (tmp_path / "text.yaml").write_text("{class_path: hat.ParallelText, init_args: {vocab_size: 300}}")
-    with pytest.raises(ValueError, match="classifies images, and the data are none: they tell no classes, shape"):
+    with pytest.raises(
+        ValueError, match="MobileNetV3 needs image data: this data module's input_spec has no classes, shape"
+    ):
         specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), data=str(tmp_path / "text.yaml"), **FEW)
 
 

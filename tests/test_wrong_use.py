@@ -18,7 +18,7 @@ from supernet.export import load, save, to_onnx
 from supernet.model import calibrate
 from supernet.search import evolutionary_search, pareto_search
 from supernet.space import Choice
-from supernet.training import Phase, SupernetTask
+from supernet.training import Phase, SubnetValidation, SupernetTask
 
 SPACE = ofa.mobilenet_v3_space(depth=(2, 3), kernel_size=(3, 5), expand_ratio=(3, 4), resolution=(16, 24))
 NET = ofa.MobileNetV3(SPACE, num_classes=5, width_mult=0.2, in_channels=1, stem_stride=1).eval()
@@ -102,6 +102,8 @@ TAKEN = {
         lambda: LATENCY.predict(X),
     ),
     "accuracy of a tensor": (lambda: ACCURACY.predict(torch.tensor(X)), lambda: ACCURACY.predict(X)),
+    "terms of configs one by one": (lambda: NET.costs(iter(CONFIGS))["macs"], lambda: macs(X)),
+    "images to prepare": (lambda: NET.prepare(IMAGES, CONFIG)[0], lambda: NET.prepare((IMAGES,), CONFIG)[0]),
     "labels to calibrate on": (lambda: statistics([(IMAGES, LABELS)]), lambda: statistics([(IMAGES,)])),
     "one batch to calibrate on": (lambda: statistics((IMAGES, LABELS)), lambda: statistics([IMAGES])),
     "one tensor to calibrate on": (lambda: statistics(IMAGES), lambda: statistics([IMAGES])),
@@ -217,6 +219,10 @@ REFUSED = {
     ),
     "another family's configs for X": (lambda: NET.costs([OTHER]), "expected a MobileNetV3Config, got Transformer"),
     "a text for X": (lambda: NET.costs("x"), r"expected X, an array \(n, 36\).*got 'x' \(a str\)"),
+    "nothing for X": (lambda: NET.costs(None), r"expected X, an array \(n, 36\).*got None"),
+    "labels to prepare": (lambda: NET.prepare((IMAGES, LABELS)), r"prepare takes \(images,\), not 2 tensors"),
+    "two depths of five": (lambda: SPACE.config(depth=[2, 2]), r"depth = \(2, 2\): expected one value, or 5 entries"),
+    "two resolutions": (lambda: SPACE.config(resolution=[16, 24]), r"resolution = \(16, 24\): expected one value"),
     "terms of a text": (lambda: NET.cost_terms("x"), r"expected X, an array \(n, 36\)"),
     "X of another width": (lambda: LATENCY.predict(X[:, :5]), r"X must be \(n, 36\)"),
     "latency of another family": (lambda: LATENCY.predict(OTHER), r"expected X, an array \(n, 36\)"),
@@ -267,6 +273,7 @@ REFUSED = {
     ),
     "a number of batches": (lambda: statistics(3), "calibrate needs batches"),
     "a module to save": (lambda: save(nn.Linear(2, 2), "nowhere"), "not a Linear"),
+    "a text to export": (lambda: to_onnx("net", "x.onnx", IMAGES), "of a torch module, not of a str"),
     "texts for inputs": (
         lambda: to_onnx(nn.Linear(2, 2), "x.onnx", ["a"]),
         "inputs: the arguments of forward, as tensors",
@@ -284,7 +291,10 @@ REFUSED = {
         "label_smoothing = 'a' is a str",
     ),
     "half a batch": (lambda: Task(NET, Phase("a", 1, 1), accumulate=1.5), "accumulate = 1.5 is not a whole number"),
-    # devices
+    "a text for subnets": (lambda: SubnetValidation(random="4"), "random = '4' is a str"),
+    # devices and data
+    "a text for a batch": (lambda: ofa.ImageData(batch_size="32"), "batch_size = '32' is a str"),
+    "half a beam": (lambda: hat.ParallelText(beam=1.5), "beam = 1.5 is not a whole number"),
     "an unknown device": (lambda: get_device("onnxrutime"), "no device 'onnxrutime'; there are"),
     "a number for a device": (lambda: get_device(3), "device = 3: a name, a file of one or a Device"),
 }
