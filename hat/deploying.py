@@ -43,7 +43,14 @@ translator = Translator(folder)
 """
 
     packages = ("numpy", "tokenizers") if tokenizer else ("numpy",)
-    return Use("translation", "Translation network", facts(network), snippet, packages, files, RUNNING)
+    languages = tuple(language for language in languages_of(network).values() if language)
+    return Use("translation", "Translation network", facts(network), snippet, packages, files, RUNNING, languages)
+
+
+def languages_of(network: Transformer) -> dict[str, str | None]:
+    """The source and the target language: their codes where the data know them, else as the data call them."""
+    spec = network.input_spec
+    return {side: spec.get(f"{side}_language") or spec.get(side) for side in ("source", "target")}
 
 
 TORCH = """from hat.data import read_tokenizer
@@ -66,7 +73,7 @@ def facts(network: Transformer) -> dict[str, Any]:
     """What metadata.json says of a translation network."""
     spec, arguments = network.input_spec, network.arguments
     return {
-        "languages": {"source": spec.get("source"), "target": spec.get("target")},
+        "languages": languages_of(network),
         "tokenizer": {"file": "tokenizer.json", "kind": "a byte-level BPE, as the package tokenizers reads it"}
         if spec.get("tokenizer")
         else None,
