@@ -142,7 +142,8 @@ class Use:
 
     `task` is Hugging Face's name of the task, None if there is none. `facts` are JSON values for metadata.json: how an
     input is made and an output read. `snippet` gives the Python code of a README that runs exported files; it may use
-    `$folder`, the folder's name. `notes` follow it. `files` {name: text} are written beside them. `languages` are codes.
+    `$folder`, the folder's name. `notes` follow it. `files` {name: text} are written beside them. `languages` are
+    codes.
     """
 
     task: str | None
