@@ -11,7 +11,7 @@ from supernet.formats import Format
 FAMILIES = ("Transformer",)  # the supernets, which saved networks name
 FORMATS = {
     "huggingface": Format(
-        "hat.huggingface:export_huggingface", "transformers", packages=("transformers",), families=("Transformer",)
+        "hat.deploying:export_huggingface", "transformers", packages=("transformers",), families=("Transformer",)
     ),
 }
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hat import translate
 from hat.layers import EOS, PAD, UNK
+from supernet.formats import Request
 from supernet.metadata import Exported, Use
 
 if TYPE_CHECKING:
+    import torch
+
+    from hat.modeling_hat import HatConfig, HatForConditionalGeneration
     from hat.transformer import Transformer
 
 SEARCH = {"beam": 4, "length_penalty": 0.6}  # HAT's for WMT, where the data say nothing
@@ -37,7 +43,14 @@ translator = Translator(folder)
 """
 
     packages = ("numpy", "tokenizers") if tokenizer else ("numpy",)
-    return Use("translation", "Translation network", facts(network), snippet, packages, files, RUNNING)
+    languages = tuple(language for language in languages_of(network).values() if language)
+    return Use("translation", "Translation network", facts(network), snippet, packages, files, RUNNING, languages)
+
+
+def languages_of(network: Transformer) -> dict[str, str | None]:
+    """The source and the target language: their codes where the data know them, else as the data call them."""
+    spec = network.input_spec
+    return {side: spec.get(f"{side}_language") or spec.get(side) for side in ("source", "target")}
 
 
 TORCH = """from hat.data import read_tokenizer
@@ -60,7 +73,7 @@ def facts(network: Transformer) -> dict[str, Any]:
     """What metadata.json says of a translation network."""
     spec, arguments = network.input_spec, network.arguments
     return {
-        "languages": {"source": spec.get("source"), "target": spec.get("target")},
+        "languages": languages_of(network),
         "tokenizer": {"file": "tokenizer.json", "kind": "a byte-level BPE, as the package tokenizers reads it"}
         if spec.get("tokenizer")
         else None,
@@ -70,3 +83,59 @@ def facts(network: Transformer) -> dict[str, Any]:
         "max_positions": arguments["max_positions"],
         "trained_on_at_most": spec.get("max_length"),
     }
+
+
+# ------------------------------------------------ as a transformers model
+
+
+def card_use(subnet: Transformer, model: HatForConditionalGeneration, tokenizer: bool) -> Use:
+    """How the folder is used, for its README.md and metadata.json."""
+    config, generation = model.config, model.generation_config
+    load = "AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)"
+    if tokenizer:
+        example = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+folder = "$folder"  # where this is
+model = {load}
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer(["A sentence."], padding=True, return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
+    else:
+        example = f"""import torch
+from transformers import AutoModelForSeq2SeqLM
+
+folder = "$folder"  # where this is
+model = {load}
+source = torch.tensor([[4, 5, {EOS}]])  # token ids: {PAD} is padding, {EOS} the end and {UNK} an unknown word
+print(model.generate(source))"""
+    notes = f"""Encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}; decoder: width
+{config.decoder_embed_dim}, depth {config.decoder_layer_num}. Sentences have up to {config.max_positions} tokens, padded
+on either side in the source and on the right in the target. The network is of the HAT family (Hardware-Aware
+Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` in this folder; where the package
+`supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary."""
+    use = subnet.use()
+    chosen = {"beam": generation.num_beams, "length_penalty": generation.length_penalty}
+    chosen |= {name: getattr(generation, name) for name in ("max_length", "max_new_tokens")}
+    facts = dict(use.facts) | {"generation": {name: value for name, value in chosen.items() if value is not None}}
+    return dataclasses.replace(use, facts=facts, snippet=lambda _: example, packages=(), files={}, notes=notes)
+
+
+def exported_as(config: HatConfig, dtype: torch.dtype) -> Exported:
+    """The description of the folder's network."""
+    tokens = {name: {"shape": ["batch", name], "dtype": "int64"} for name in ("input_ids", "decoder_input_ids")}
+    size, precision = config.target_vocab_size or config.vocab_size, str(dtype).removeprefix("torch.")
+    logits = {"logits": {"shape": ["batch", "decoder_input_ids", size], "dtype": precision}}
+    file = "model.safetensors"
+    programs = ("transformers", "safetensors", "tokenizers")
+    return Exported(
+        "huggingface", "transformers", precision, (file,), {file: tokens}, {file: logits}, programs=programs
+    )
+
+
+def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> Path:
+    """`save_huggingface` as an entry of the table of formats, with the tokenizer that the network was trained with."""
+    from hat.data import read_tokenizer
+    from hat.huggingface import save_huggingface
+
+    tokenizer = read_tokenizer(subnet.input_spec)
+    return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)

@@ -18,13 +18,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
+from hat.deploying import card_use, exported_as
 from hat.layers import BOS, EOS, PAD, UNK
 from hat.modeling_hat import HatConfig, HatForConditionalGeneration
 from hat.transformer import Transformer, TransformerConfig
 from hat.translation import GENERATION, bleu, chrf, compare_bleu, compare_chrf, import_sacrebleu, translate
 from supernet.export import build, describe, write_folder
-from supernet.formats import Request
-from supernet.metadata import CARD_FILES, Exported, Measured, Use, write_card
+from supernet.metadata import CARD_FILES, Measured, write_card
 
 TOLERANCE = 1e-6  # largest difference over largest output
 MODEL_FILES = (
@@ -225,55 +225,3 @@ def check_tokenizer(tokenizer: Any, config: HatConfig) -> None:
 def model_of(tokenizer: Tokenizer) -> Any:
     """What says which text each id is of."""
     return json.loads(tokenizer.to_str())["model"]
-
-
-def card_use(subnet: Transformer, model: HatForConditionalGeneration, tokenizer: bool) -> Use:
-    """How the folder is used, for its README.md and metadata.json."""
-    config, generation = model.config, model.generation_config
-    load = "AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)"
-    if tokenizer:
-        example = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-folder = "$folder"  # where this is
-model = {load}
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-inputs = tokenizer(["A sentence."], padding=True, return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
-    else:
-        example = f"""import torch
-from transformers import AutoModelForSeq2SeqLM
-
-folder = "$folder"  # where this is
-model = {load}
-source = torch.tensor([[4, 5, {EOS}]])  # token ids: {PAD} is padding, {EOS} the end and {UNK} an unknown word
-print(model.generate(source))"""
-    notes = f"""Encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}; decoder: width
-{config.decoder_embed_dim}, depth {config.decoder_layer_num}. Sentences have up to {config.max_positions} tokens, padded
-on either side in the source and on the right in the target. The network is of the HAT family (Hardware-Aware
-Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` in this folder; where the package
-`supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary."""
-    use = subnet.use()
-    chosen = {"beam": generation.num_beams, "length_penalty": generation.length_penalty}
-    chosen |= {name: getattr(generation, name) for name in ("max_length", "max_new_tokens")}
-    facts = dict(use.facts) | {"generation": {name: value for name, value in chosen.items() if value is not None}}
-    return dataclasses.replace(use, facts=facts, snippet=lambda _: example, packages=(), files={}, notes=notes)
-
-
-def exported_as(config: HatConfig, dtype: torch.dtype) -> Exported:
-    """The description of the folder's network."""
-    tokens = {name: {"shape": ["batch", name], "dtype": "int64"} for name in ("input_ids", "decoder_input_ids")}
-    size, precision = config.target_vocab_size or config.vocab_size, str(dtype).removeprefix("torch.")
-    logits = {"logits": {"shape": ["batch", "decoder_input_ids", size], "dtype": precision}}
-    file = "model.safetensors"
-    programs = ("transformers", "safetensors", "tokenizers")
-    return Exported(
-        "huggingface", "transformers", precision, (file,), {file: tokens}, {file: logits}, programs=programs
-    )
-
-
-def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> Path:
-    """`save_huggingface` as an entry of the table of formats, with the tokenizer that the network was trained with."""
-    from hat.data import read_tokenizer
-
-    tokenizer = read_tokenizer(subnet.input_spec)
-    return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)

@@ -142,7 +142,8 @@ class Use:
 
     `task` is Hugging Face's name of the task, None if there is none. `facts` are JSON values for metadata.json: how an
     input is made and an output read. `snippet` gives the Python code of a README that runs exported files; it may use
-    `$folder`, the folder's name. `notes` follow it. `files` {name: text} are written beside them.
+    `$folder`, the folder's name. `notes` follow it. `files` {name: text} are written beside them. `languages` are
+    codes.
     """
 
     task: str | None
@@ -152,6 +153,7 @@ class Use:
     packages: tuple[str, ...] = ("numpy",)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: str = ""
+    languages: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +251,7 @@ def readme(metadata: Metadata, use: Use, name: str) -> str:
     runtime = runtime_of(exported)
     code = Template(use.snippet(exported)).safe_substitute(folder=name)
     header = ["library_name: " + runtime.library, *([f"pipeline_tag: {use.task}"] if use.task else [])]
+    header += ["language:", *(f"- {language}" for language in use.languages)] if use.languages else []
     header += ["tags:", *(f"- {tag}" for tag in ("supernet", exported.format))]
     needs = ", ".join(dict.fromkeys((*runtime.packages, *use.packages)))
     versions = ", ".join(f"{package} {version}" for package, version in metadata.versions.items())
