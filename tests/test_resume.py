@@ -66,6 +66,18 @@ main()
 """
 TWO_PROCESSES = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
+# Lightning starts the second process with the file that is run.
+STOPPED_FIT = """
+import os, signal
+from supernet import training
+def stop(task, *_):
+    if task.global_rank == 0 and task.global_step == int(os.environ["STOP_AT"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+training.SupernetTask.on_train_batch_end = stop
+from recipes.cli import main
+main()
+"""
+
 
 def fit(recipe, run, *more, kill_at=-1):
     (recipe.parent / "fit.py").write_text(FIT)  # a file: the first process starts the second with it
@@ -124,3 +136,27 @@ def test_a_killed_run_resumes_bit_identically(recipe, uninterrupted, tmp_path, k
     whole = uninterrupted[processes]
     assert resumed.keys() == whole.keys()
     assert all((resumed[name] == tensor).all() for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_processes_of_a_fit_which_goes_on_in_as_many_or_in_one(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "fit.py").write_text(STOPPED_FIT)
+
+    def fit(run, *more, stop_at=-1):
+        command = [sys.executable, "fit.py", "fit", "--config", "recipe.yaml", "--run", run, "--ckpt_path", "auto"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "STOP_AT": str(stop_at)}
+        done = subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert fit("whole", *TWO_PROCESSES)[0] == 0
+    status, said = fit("parts", *TWO_PROCESSES, stop_at=3)
+    assert status == 143 and "4 of 18 optimizer steps" in said, said
+    assert fit("parts", stop_at=-1)[0] == 1  # in one, a step would see half as many images
+    status, said = fit("parts", *TWO_PROCESSES)
+    assert status == 0, said
+    whole, parts = (load_file(tmp_path / run / "supernet" / "network.safetensors") for run in ("whole", "parts"))
+    assert all((parts[name] == tensor).all() for name, tensor in whole.items())
+    fit("one", *TWO_PROCESSES, stop_at=3)
+    status, said = fit("one", "--data.init_args.batch_size", "128")
+    assert status == 0 and "supernet saved" in said, said
