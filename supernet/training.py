@@ -458,8 +458,11 @@ class SupernetTask(pl.LightningModule):
         if micro == self.accumulate - 1 or self.trainer.is_last_batch:
             self._step(optimizer)
             self.unfinished = False
-            self._set_learning_rate(optimizer)  # for the callbacks that read it before the next step
         return total / phase.subnets
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Set the next step's learning rate, which callbacks read before that step; they have read this one's."""
+        self._set_learning_rate(self.optimizers())
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a global optimizer step."""

@@ -324,6 +324,11 @@ def test_calibration_does_not_depend_on_autocast():
 # ---- the claim
 
 
+def images_of_24():
+    space = ofa.mobilenet_v3_space(resolution=(24,), depth=(1, 2), kernel_size=(3, 5, 7), expand_ratio=(2, 3))
+    return ofa.MobileNetV3(space, num_classes=10, width_mult=0.2, in_channels=1, stem_stride=1, dropout=0.2)
+
+
 @family
 def test_twenty_steps_in_mixed_precision_have_the_losses_of_float32(tmp_path, make):
     losses = {}
@@ -338,8 +343,11 @@ def test_twenty_steps_in_mixed_precision_have_the_losses_of_float32(tmp_path, ma
 
     for precision in ("32-true", "bf16-mixed"):
         task, data = make(accumulate=1)
-        phase = Phase("all", lr=0.02 if make is convolutional else 1e-3, steps=20, subnets=2)
-        task = SupernetTask(task.supernet, [phase], task.make_optimizer)
+        if make is convolutional:  # with maps of 1 x 1 and small batches, float32 alone differs by more from rounding
+            data = ofa.ImageData(batch_size=64, holdout=32, image_size=24)
+        phase = Phase("all", lr=0.005 if make is convolutional else 1e-3, steps=20, subnets=2)
+        supernet = task.supernet if make is translating else images_of_24()
+        task = SupernetTask(supernet, [phase], task.make_optimizer)
         losses[precision] = []
         trainer = make_trainer(tmp_path, precision, [Losses()], limit_train_batches=1.0, limit_val_batches=0)
         trainer.fit(task, data)
