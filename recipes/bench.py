@@ -597,9 +597,7 @@ class Bench:
         def here(config: Any) -> dict[str, float]:
             return evaluate_network(self.calibrated(config), self.selected)
 
-        if not self.evaluates:  # processes that were started before have no batches for it
-            self.evaluates = True
-            self.close()
+        self.will_evaluate()
         with self.ledger.spending(what):
             found = self._share("evaluate", [(config,) for config in todo.values()], here)
             for i, figures in progress(found, len(todo), what):
@@ -609,6 +607,12 @@ class Bench:
                 self.store.add("accuracy", key, figures)
         records = self.store.get("accuracy", keys)
         return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
+
+    def will_evaluate(self) -> None:
+        """Have other processes evaluate networks, too; those that were started before have no batches for it."""
+        if not self.evaluates:
+            self.evaluates = True
+            self.close()
 
     def torch_items(self, config: Any) -> dict[str, np.ndarray]:
         """Figures of the items of the select part (see `evaluate_items`), by torch."""
