@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -244,12 +245,10 @@ def measure(
             for one in list(groups):
                 if one.next:  # it has had a round
                     time.sleep(max(0.0, one.next - time.perf_counter()))
-                began = time.perf_counter()
-                one.next = began + device.spacing
+                one.next = time.perf_counter() + device.spacing
                 if fresh:
                     session.restart()
-                _run_round(session, one.active, beside, rng, again)
-                one.seconds = time.perf_counter() - began
+                one.seconds = _run_round(session, one.active, beside, rng, again)
                 for timing in list(one.active):
                     if len(timing.failures) >= ATTEMPTS:
                         yield timing.key, Failure(tuple(timing.failures), now(), description)
@@ -285,12 +284,14 @@ def _leave_room(groups: Sequence[_Group], device: Device) -> bool:
 
 def _run_round(
     session: Session, active: list[_Timing], beside: _Reference, rng: np.random.Generator, again: list[_Timing]
-) -> None:
-    """Have a group run once, the reference before and after it, and note the times, or what failed."""
-    copies, taken, timed = beside.copies, now(), []
+) -> float:
+    """Have a group run once, the reference before and after it, and note the times, or what failed; returns how many
+    seconds it took once all were loaded, 0 where not all were."""
+    copies, taken, timed, began = beside.copies, now(), [], math.inf
     for copy in copies:
         copy.failed = False
     if session.load((*copies, *active)):
+        began = time.perf_counter()
         before = [session.time(copy) for copy in copies]
         order = rng.permutation(len(active))
         timed = [(active[i], times) for i in order if (times := session.time(active[i]))]
@@ -314,6 +315,7 @@ def _run_round(
             raise NetworkError(told) from copy.error
         if timed:
             copy.failures.clear()
+    return max(0.0, time.perf_counter() - began)
 
 
 class _Timing:

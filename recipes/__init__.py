@@ -154,6 +154,7 @@ def specialize(
         for given_as, name in zip(names, devices):
             try:
                 with open_bench(supernet, given_as, data, store, files, engine) as bench:
+                    bench.will_evaluate()
                     # Largest first: what is evaluated for it tells something of the others, too. Then in earnest, the
                     # smallest first: what was found for it is within the others.
                     ascending = sorted(budgets or spread_budgets(bench, samples, pareto, seed))

@@ -538,8 +538,9 @@ class Bench:
             if self._workers is not None:
                 break
             began = time.process_time()  # not the clock: a busy machine makes no work worth sharing
-            yield done, here(*job)
+            result = here(*job)
             last = time.process_time() - began
+            yield done, result
         else:
             return
         rest = jobs[done:]
@@ -550,9 +551,11 @@ class Bench:
         """Start the processes that share the work of this one; none where there is one core or little memory, or where
         the supernet or its data cannot be copied to another process."""
         self._alone = True
+        calibration = None if self.data is None else at_most(self.data.calibration_batches(), LARGEST)
+        selected = at_most(self.selected, LARGEST) if self.evaluates else None
+        if (self.data is not None and calibration is None) or (self.evaluates and selected is None):
+            return
         try:
-            calibration = None if self.data is None else list(self.data.calibration_batches())
-            selected = self.selected if self.evaluates else None
             state = pickle.dumps(Lab(self.supernet, self.device, calibration, selected))
         except Exception as error:  # of another package's class
             print(f"one process works alone: the supernet cannot be copied to others ({type(error).__name__}: {error})")
@@ -595,6 +598,7 @@ class Bench:
         def here(config: Any) -> dict[str, float]:
             return evaluate_network(self.calibrated(config), self.selected)
 
+        self.will_evaluate()
         with self.ledger.spending(what):
             found = self._share("evaluate", [(config,) for config in todo.values()], here)
             for i, figures in progress(found, len(todo), what):
@@ -604,6 +608,12 @@ class Bench:
                 self.store.add("accuracy", key, figures)
         records = self.store.get("accuracy", keys)
         return {name: np.array([records[key][-1][name] for key in keys]) for name in ("accuracy", "loss")}
+
+    def will_evaluate(self) -> None:
+        """Have other processes evaluate networks, too; those that were started before have no batches for it."""
+        if not self.evaluates:
+            self.evaluates = True
+            self.close()
 
     def torch_items(self, config: Any) -> dict[str, np.ndarray]:
         """Figures of the items of the select part (see `evaluate_items`), by torch."""
@@ -709,7 +719,7 @@ def try_device(device: Device, folder: Path) -> Measurement:
 
 def code_id(supernet: Supernet) -> str:
     """The identity of the code that writes files of a supernet's networks: another version may write others."""
-    modules = {type(supernet).__module__, *(f"supernet.{name}" for name in ("elastic", "export", "model")), "recipes"}
+    modules = {type(supernet).__module__, *(f"supernet.{name}" for name in ("elastic", "export", "model"))}
     modules |= {"recipes.device_files"}
     files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
     return digest([hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file])
@@ -746,6 +756,17 @@ def part_of(data: Any, name: str) -> Iterator[list[Tensor]]:
         seen += len(batch[-1])
         if len(items[-1]):
             yield items
+
+
+def at_most(batches: Iterable[Any], most: float) -> list[Any] | None:
+    """The batches; None where they take more bytes."""
+    kept, size = [], 0
+    for batch in batches:
+        size += sum(x.nbytes for x in ([batch] if isinstance(batch, Tensor) else batch))
+        if size > most:
+            return None
+        kept.append(batch)
+    return kept
 
 
 def joined(batches: Iterable[Sequence[Tensor]], most: int = 256) -> Iterator[list[Tensor]]:

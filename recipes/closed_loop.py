@@ -60,7 +60,7 @@ def find_network(
     if "memory_mb" in (bounds or {}):
         bench.device.check_tells_memory()
     shared = shared or Shared()
-    bench.evaluates = True
+    bench.will_evaluate()
     ends = space.encode([space.smallest(), space.largest()])
     refuse_closed_forms(bench, bounds or {}, ends)
     refuse_budget(bench, budget, ends[:1])

@@ -47,6 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = run / "supernet"
     with open_bench(str(folder), DEVICE, None, None, str(out / "onnx"), "process") as bench:
+        bench.will_evaluate()
         # The networks that `specialize` will time, first: it finds them in the store.
         X, ms = time_samples(bench, None, np.random.default_rng(seed))
         latency = LatencyPredictor(terms=bench.supernet.cost_terms).fit(X[np.isfinite(ms)], ms[np.isfinite(ms)])

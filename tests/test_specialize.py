@@ -1037,7 +1037,7 @@ def test_other_processes_make_the_same_of_networks(folder, tmp_path, monkeypatch
         monkeypatch.setattr(bench, "WORTH", worth)
         store, files = str(tmp_path / f"store-{worth}"), str(tmp_path / f"files-{worth}")
         with open_bench(str(folder), "onnxruntime", None, store, files, "process") as opened:
-            opened.evaluates = True
+            opened.will_evaluate()
             X = opened.supernet.space.sample(4, np.random.default_rng(0))
             opened.export([(config, "search") for config in opened.supernet.space.decode(X)])
             found.append(opened.evaluate(X, "evaluating")["loss"])
