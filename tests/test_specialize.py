@@ -276,9 +276,12 @@ def test_only_what_sees_the_test_set_needs_one(folder, tmp_path, monkeypatch):
 
 def test_a_loader_may_be_the_instances_own(tmp_path, monkeypatch):
     own = "\n\nclass Own(SetUp):\n    def __init__(self):\n        super().__init__()\n"
-    (tmp_path / "instance.py").write_text(DATA_OF_ONES_OWN + own + "        self.test_dataloader = lambda: 'theirs'\n")
+    (tmp_path / "instance.py").write_text(
+        DATA_OF_ONES_OWN + own + "        self.test_dataloader = self.val_dataloader\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert make_data({"class_path": "instance.Own"}).test_dataloader() == "theirs"
+    data = make_data({"class_path": "instance.Own"})
+    assert data.test_dataloader().dataset is data.images.held_out
 
 
 def test_data_of_another_family_is_refused(folder, tmp_path):
