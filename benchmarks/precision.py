@@ -114,11 +114,10 @@ def main() -> None:
         plain, lower, ratios, finite = losses_of_steps(
             supernet, batch, arguments.precision, arguments.steps, LEARNING_RATES[name]
         )
-        worst = max(abs(b - a) / a for a, b in zip(plain, lower))
+        worst, mean = max(abs(b - a) / a for a, b in zip(plain, lower)), sum(lower) / sum(plain) - 1
         print(
             f"{name}, {arguments.steps} steps in {arguments.precision}: loss {lower[0]:.3f} to {lower[-1]:.3f}, float32"
-            f" {plain[0]:.3f} to {plain[-1]:.3f}, at most {worst:.2%} apart, {sum(lower) / sum(plain) - 1:+.2%} in the mean;"
-            f" gradients"
+            f" {plain[0]:.3f} to {plain[-1]:.3f}, at most {worst:.2%} apart, {mean:+.2%} in the mean; gradients"
             f" {'finite' if finite else 'NOT finite'}; a step takes {median(ratios):.2f} times as long as in float32"
             f" (median of {len(ratios)})",
             flush=True,

@@ -9,10 +9,11 @@ import yaml
 from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from safetensors.torch import load_file
 
+import ofa
 from recipes.cli import main
 from supernet.callbacks import WeightAverage
-from supernet.training import Phase, SubnetValidation
-from tests.test_precision import convolutional, make_trainer
+from supernet.export import load
+from supernet.training import AtomicCheckpointIO, Phase, SubnetValidation, SupernetTask
 
 RECIPE = """
 data:
@@ -34,10 +35,43 @@ trainer:
 """
 
 
+A_USERS = """
+import pytorch_lightning as pl
+
+def batch_size(batch):
+    return len(batch[0])
+
+class Crash(pl.Callback):
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.global_step == 3:
+            raise ValueError("a crash")
+"""
+
+
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """pytorch-lightning 2.6 calls jsonargparse by names that are deprecated."""
+def elsewhere(monkeypatch, tmp_path):
+    """A folder with a module of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "things_of_a_user.py").write_text(A_USERS)
+    # pytorch-lightning 2.6 calls jsonargparse by names that are deprecated.
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+def convolutional(phases=None):
+    """(task, data) of four epochs, of two batches each."""
+    torch.manual_seed(0)
+    space = ofa.mobilenet_v3_space(resolution=(8,), depth=(1,), kernel_size=(3,), expand_ratio=(2, 3))
+    supernet = ofa.MobileNetV3(space, num_classes=10, width_mult=0.2, in_channels=1, stem_stride=1, dropout=0.2)
+    data = ofa.ImageData(batch_size=16, calibration=32, holdout=32)
+    return SupernetTask(supernet, phases or [Phase("a", lr=0.05, epochs=4)]), data
+
+
+def make_trainer(folder, callbacks, **options):
+    options = {"limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0, "logger": False} | options
+    options |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    options |= {"max_epochs": -1, "accelerator": "cpu", "plugins": [AtomicCheckpointIO()]}
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **options)
 
 
 def write(folder, callbacks, **trainer):
@@ -71,12 +105,8 @@ WORKING = {
     "ModelSummary": {"max_depth": 2},
     "RichModelSummary": {"max_depth": 2},
     "LambdaCallback": {},
-    "ThroughputMonitor": {"batch_size_fn": "tests.test_callbacks.batch_size"},
+    "ThroughputMonitor": {"batch_size_fn": "things_of_a_user.batch_size"},
 }
-
-
-def batch_size(batch):
-    return len(batch[0])
 
 
 def listed(*names):
@@ -95,28 +125,19 @@ ALONE = *ALONE, {"ModelSummary", "RichModelSummary"}
 
 
 @pytest.mark.parametrize("choice", [0, 1])
-def test_callbacks_in_a_recipe_work_together(tmp_path, monkeypatch, choice):
-    monkeypatch.chdir(tmp_path)
+def test_callbacks_in_a_recipe_work_together(tmp_path, choice):
     others = WORKING.keys() - set.union(*ALONE)
     fit_validate_and_fit_again(tmp_path, listed(*sorted(others), *(sorted(names)[choice] for names in ALONE)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORKING)
-def test_a_callback_in_a_recipe_works(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
+def test_a_callback_in_a_recipe_works(tmp_path, name):
     fit_validate_and_fit_again(tmp_path, listed(name))
 
 
-class Crash(pl.Callback):
-    def on_train_batch_start(self, trainer, task, batch, batch_idx):
-        if trainer.global_step == 3:
-            raise ValueError("a crash")
-
-
-def test_a_checkpoint_on_an_exception_is_whole_and_only_resumed_on_demand(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    recipe = write(tmp_path, [*listed("OnExceptionCheckpoint"), {"class_path": "tests.test_callbacks.Crash"}])
+def test_a_checkpoint_on_an_exception_is_whole_and_only_resumed_on_demand(tmp_path, capsys):
+    recipe = write(tmp_path, [*listed("OnExceptionCheckpoint"), {"class_path": "things_of_a_user.Crash"}])
     with pytest.raises(SystemExit):
         supernet("fit", recipe)
     assert "a crash" in capsys.readouterr().err
@@ -138,7 +159,7 @@ def test_the_learning_rate_that_is_monitored_is_that_of_the_step(tmp_path):
             seen.append((trainer.optimizers[0].param_groups[0]["lr"], task.learning_rate_at(trainer.global_step)))
 
     task, data = convolutional()
-    make_trainer(tmp_path, "32-true", [Monitor()], limit_val_batches=0).fit(task, data)
+    make_trainer(tmp_path, [Monitor()], limit_val_batches=0).fit(task, data)
     assert len(seen) == 8 and all(found == expected for found, expected in seen)
 
 
@@ -154,8 +175,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_callback_that_cannot_work_is_refused_before_training(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.chdir(tmp_path)
+def test_a_callback_that_cannot_work_is_refused_before_training(tmp_path, capsys, name):
     arguments, reason = REFUSED[name]
     with pytest.raises(SystemExit) as exit:
         supernet("fit", write(tmp_path, [{"class_path": name, "init_args": arguments}]))
@@ -167,12 +187,11 @@ def test_two_averages_are_refused(tmp_path):
     callbacks = [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=0.01)]
     task, data = convolutional()
     with pytest.raises(ValueError, match="EMAWeightAveraging and StochasticWeightAveraging: a run has one"):
-        make_trainer(tmp_path, "32-true", callbacks).fit(task, data)
+        make_trainer(tmp_path, callbacks).fit(task, data)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_checkpoints_of_steps_and_of_the_best_figure_can_be_resumed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_checkpoints_of_steps_and_of_the_best_figure_can_be_resumed(tmp_path):
     steps = {"dirpath": "steps", "every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     best = {"dirpath": "best", "monitor": "val/accuracy/smallest", "mode": "max", "save_last": True}
     recipe = write(tmp_path, [{"class_path": "ModelCheckpoint", "init_args": x} for x in (steps, best)])
@@ -185,6 +204,14 @@ def test_checkpoints_of_steps_and_of_the_best_figure_can_be_resumed(tmp_path, mo
         resumed = load_file(tmp_path / "run" / "supernet" / "network.safetensors")
         differ = [name for name, tensor in whole.items() if not torch.equal(resumed[name], tensor)]
         assert not differ
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_what_is_saved_of_any_precision_is_evaluated_in_float32(tmp_path, capsys, precision):
+    supernet("fit", write(tmp_path, [], precision=precision))
+    assert {p.dtype for p in load("run/supernet").parameters()} == {torch.float32}
+    main(["evaluate", "--subnet", "run/supernet", "--architecture", "smallest"])
+    assert "accuracy" in capsys.readouterr().out
 
 
 # ---- averages of weights
@@ -207,11 +234,10 @@ class Weights(pl.Callback):
 
 
 def averaged(folder, callback, stop=None, ckpt_path=None, phases=None, **options):
-    task, data = convolutional()
-    task = type(task)(task.supernet, phases or [Phase("a", lr=0.05, epochs=4)])
+    task, data = convolutional(phases)
     seen = Weights()
     callbacks = [seen, *([stop] if stop else []), callback, SubnetValidation(random=0)]
-    trainer = make_trainer(folder, "32-true", callbacks, **options)
+    trainer = make_trainer(folder, callbacks, **options)
     trainer.fit(task, data, ckpt_path=ckpt_path)
     return seen, task, trainer
 
