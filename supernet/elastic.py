@@ -228,9 +228,11 @@ def autocast(x: Tensor) -> Tensor:
     gradient that `backward` gets. Autograd casts the gradients that `backward` returns to the dtypes of the inputs.
     """
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    try:
+        enabled = torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device without autocast: meta
         return x
-    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
+    return x.to(torch.get_autocast_dtype(device)) if enabled and x.dtype != torch.float64 else x
 
 
 @contextmanager
