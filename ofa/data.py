@@ -145,14 +145,6 @@ class ImageData(pl.LightningDataModule):
         self._calibration_cache: list[tuple[Tensor]] | None = None
 
     @property
-    def class_counts(self) -> np.ndarray:
-        """How many training images each class has, (classes,)."""
-        source = self.train.source
-        labels = getattr(source, "targets", getattr(source, "labels", None))
-        labels = [label for _, label in source] if labels is None else labels
-        return np.bincount(np.asarray(labels)[self.train.indices].astype(int), minlength=len(self.classes))
-
-    @property
     def _process(self) -> tuple[int, int]:
         """(rank, processes) of the training this module is attached to."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
