@@ -34,7 +34,7 @@ class Photos(pl.LightningDataModule):
         super().__init__()
         images, labels = (torch.tensor(x) for x in load_digits(n_class=classes, return_X_y=True))
         whole = TensorDataset(images.float().reshape(-1, 1, 8, 8) / 16, labels)
-        self.parts = random_split(whole, [len(whole) - 200, 100, 100])
+        self.parts = random_split(whole, [len(whole) - 200, 98, 102])
         self.input_spec = image_spec(whole, mean=0, std=1)
         self.train_dataloader, self.val_dataloader, self.test_dataloader = (
             lambda part=part: DataLoader(part, 16, shuffle=part is self.parts[0]) for part in self.parts
@@ -142,7 +142,7 @@ def test_export_finds_the_data_module_of_the_current_folder(here):
 
 
 @pytest.mark.slow
-def test_specialize_finds_it_too_and_any_remainder_of_the_held_out_images_works(here):
+def test_specialize_finds_it_too_where_the_last_held_out_batch_has_two_images(here):
     few = dict(latency_samples=5, accuracy_samples=5, finalists=1, population=4, generations=1)
     report = recipes.specialize("run/supernet", "onnxruntime", "result", max_latency=50.0, **few)
     assert report["budget_ms"] == 50.0
@@ -455,3 +455,13 @@ def test_a_search_over_a_users_networks_takes_a_predictor_as_it_is(here):
     network = load("run/supernet")
     result = evolutionary_search(network.space, lambda X: X[:, 0], population=4, generations=1)
     assert network.extract(result.config).config == result.config
+
+
+@pytest.mark.parametrize("items", [0, 1, 2, 3])
+def test_the_identity_of_a_batch_does_not_depend_on_its_strides(items):
+    from recipes.bench import state_digest
+
+    for x in (torch.arange(8), torch.arange(8.0).bfloat16(), torch.arange(8) > 3, torch.randn(8, 1, 2, 2)):
+        part = x[1::2][:items]
+        assert state_digest({"x": part}) == state_digest({"x": part.clone()})
+    assert state_digest({"x": torch.tensor(3.0)}) != state_digest({"x": torch.tensor(4.0)})
