@@ -1086,7 +1086,8 @@ def test_what_a_killed_process_had_measured_is_not_measured_again(folder, tmp_pa
     process.send_signal(how)
     process.wait()
     if how == signal.SIGTERM:  # what it was writing is gone with it
-        assert process.returncode == 128 + how and list(temporary.iterdir()) == []
+        assert process.returncode == 128 + how and not any(path.is_dir() for path in temporary.iterdir())
     before = timed()
     subprocess.run(arguments, check=True, **options)
-    assert before < timed() == 8 * 8 + 2 * 4 * 5  # visits of all samples, and of both files of the checked ones
+    visits, (checked, pairs) = 8, (3, 4)  # of each sample, and of the final files that check the faster exporter
+    assert before < timed() == 8 * visits + checked * pairs
