@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.model_selection import KFold
 
 from predictors.accuracy import AccuracyPredictor
 from predictors.engines import NetworkError
-from predictors.latency import LatencyPredictor, quality
+from predictors.latency import LatencyPredictor
 from recipes import LEAST_SAMPLES
 from recipes.bench import LENGTHS, PARTS, Bench
-from recipes.sampling import Shared, at_least_two, at_most, ends_of, samples_near, time_samples
+from recipes.sampling import Shared, at_least_two, ends_of, held_out_quality, samples_near, time_samples
 from supernet.search import InfeasibleError, evolutionary_search
 from supernet.training import compare, means
 
@@ -75,8 +75,7 @@ def find_network(
     folds = KFold(5, shuffle=True, random_state=seed)
     asked = bench.device, latency_samples, seed
     if asked not in bench.latency_quality:
-        predicted = cross_val_predict(clone(latency), X, timed_ms, cv=at_most(KFold(5), len(X)))
-        bench.latency_quality[asked] = quality(timed_ms, predicted)
+        bench.latency_quality[asked] = held_out_quality(latency, X, timed_ms, KFold(5))
     report: dict[str, Any] = {
         "budget_ms": budget,
         "timed": {name: bench.supernet.input_spec[name] for name in LENGTHS if name in bench.supernet.input_spec},
@@ -111,10 +110,7 @@ def find_network(
     if not direct:  # how good they are is told by random networks alone
         told_by = {name: values[:samples] for name, values in figures.items()}
         report["accuracy_predictor"] = {
-            name: quality(
-                told_by[name], cross_val_predict(clone(model), A[:samples], told_by[name], cv=at_most(folds, samples))
-            )
-            for name, model in predictors.items()
+            name: held_out_quality(model, A[:samples], told_by[name], folds) for name, model in predictors.items()
         }
 
     def score(X: np.ndarray) -> np.ndarray:
@@ -182,8 +178,10 @@ def find_network(
             break
         C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
         hopes = figures[figure][chosen]
-        if not direct:
-            others = np.delete(np.arange(len(A)), chosen)  # a prediction is by one that has not seen the network
+        others = np.delete(np.arange(len(A)), chosen)  # a prediction is by one that has not seen the network
+        if not direct and len(others) < 2:  # of a space of few networks
+            hopes = np.full(len(chosen), math.nan)
+        elif not direct:
             hopes = clone(predictors[figure]).fit(A[others], figures[figure][others]).predict(C)
         for i, row, config, ms, guess, hope in zip(chosen, C, space.decode(C), measured, latency.predict(C), hopes):
             final = {

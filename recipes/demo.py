@@ -140,6 +140,8 @@ def told_beside_largest(
 
 
 def told_next(out: Path, budget: float) -> str:
+    """Where the files are, how a network is loaded, and what a newcomer may do next."""
+    specialize = f"supernet specialize --supernet {out / 'fit' / 'supernet'} --device {DEVICE}"
     return f"""Files
   {out / "subnet"}    the network: subnet.onnx, its weights, report.html (what was measured), front.png
   {out / "files"}     the same network for other programs: subnet.onnx, timm/
@@ -154,8 +156,8 @@ Load the network
   session = onnxruntime.InferenceSession("{out / "subnet" / "subnet.onnx"}")
 
 Next
-  supernet specialize {out / "fit" / "supernet"} {DEVICE} runs/faster --max_latency {0.8 * budget:.3f}
-  supernet specialize {out / "fit" / "supernet"} {DEVICE} runs/front --pareto 4
+  {specialize} --max_latency {0.8 * budget:.3f} --out runs/faster
+  {specialize} --pareto 4 --out runs/front
   supernet devices                             # what else can be measured on this machine
 """
 

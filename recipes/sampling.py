@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold, cross_val_predict
 
 from predictors.accuracy import AccuracyPredictor
-from predictors.latency import LatencyPredictor, enough, most_telling
+from predictors.latency import LatencyPredictor, enough, most_telling, quality
 from predictors.measuring import TOO_NOISY
 from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES, MOST_TIMED
 from recipes.bench import Bench
@@ -146,6 +147,13 @@ def at_most(folds: KFold, rows: int) -> KFold:
     return KFold(min(folds.n_splits, rows), shuffle=folds.shuffle, random_state=folds.random_state)
 
 
+def held_out_quality(model: BaseEstimator, X: np.ndarray, y: np.ndarray, folds: KFold) -> dict[str, Any]:
+    """The `quality` of cross-validated predictions; NaN for rows of a space too small to hold any out."""
+    if len(X) < LEAST_SAMPLES:
+        return {"mape": math.nan, "tau": math.nan, "n": len(X)}
+    return quality(y, cross_val_predict(clone(model), X, y, cv=at_most(folds, len(X))))
+
+
 def at_least_two(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows and their values; the only network of a space twice, since an estimator needs two rows."""
     return (np.repeat(X, 2, axis=0), np.repeat(y, 2)) if len(X) == 1 else (X, y)
@@ -197,6 +205,8 @@ def samples_near(
         A = np.vstack([ends, known, *pool[: max(size - counted, 0)]])
         if n is None:
             loss = bench.evaluate(A, "evaluating samples")["loss"]
+            if len(A) < LEAST_SAMPLES:  # there are no others
+                break
             model = AccuracyPredictor(terms=bench.supernet.cost_terms)
             told = cross_val_predict(model, A, loss, cv=at_most(folds, len(A)))
             errors[len(A)] = float(np.sqrt(np.mean((told - loss) ** 2)))
