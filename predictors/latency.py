@@ -129,7 +129,7 @@ def rows_of(X: Any, terms: Terms | None) -> Any:
     if isinstance(space := getattr(terms, "space", None), SearchSpace):
         return space.matrix(X)
     one = X[0] if isinstance(X, (list, tuple)) and X else X
-    if dataclasses.is_dataclass(one) or isinstance(one, Mapping):
+    if dataclasses.is_dataclass(one) or (isinstance(one, Mapping) and not hasattr(one, "shape")):  # not sparse X
         wanted = "X, an array (n, genes), is expected"
         raise TypeError(f"{wanted}, not a {type(one).__name__}: space.encode([config]) makes it")
     return X.detach().cpu().numpy() if hasattr(X, "detach") else X

@@ -477,7 +477,7 @@ def test_a_run_is_only_resumed_as_it_began(tmp_path, options, batch_size, messag
 def test_no_checkpoint_is_written_within_an_accumulated_step(tmp_path):
     class Recording(LastCheckpoint):
         def _save(self, trainer):
-            saved.append(trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+            saved.append(trainer.fit_loop.epoch_loop.batch_progress.current.processed)
             super()._save(trainer)
 
     saved, path = [], tmp_path / "x.ckpt"
