@@ -60,6 +60,7 @@ from supernet.training import evaluate_items, evaluate_network
 
 LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what is timed of a translation network
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
+NAMES = ("dataset", "license", "class_names", "source_language", "target_language")  # nor do these, of an input_spec
 CONFIRMED = 2  # measurements of the memory that a file takes, both of which must keep within a bound
 # Networks on which the faster exporter is checked, how often, and by how much the latency of its files may differ.
 CHECKED, PAIRS, AGREE = 3, 4, 0.02
@@ -789,7 +790,8 @@ def data_digest(data: Any, batches: Iterable[Sequence[Tensor]]) -> str:
         [state_digest({str(i): x for i, x in enumerate(batch)}) for batch in some]
         for some in (batches, data.calibration_batches())
     ]
-    return digest([seen, {name: value for name, value in data.input_spec.items() if name not in TIMING}])
+    left_out = (*TIMING, *NAMES)
+    return digest([seen, {name: value for name, value in data.input_spec.items() if name not in left_out}])
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:

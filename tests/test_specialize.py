@@ -149,6 +149,14 @@ def test_each_part_of_the_data_is_identified_once(folder, tmp_path, monkeypatch)
     assert len(identified) == len(bench.PARTS)
 
 
+@pytest.mark.parametrize(("changed", "same"), [({"class_names": list("abcdefghij")}, True), ({"std": [2.0]}, False)])
+def test_names_are_not_part_of_what_accuracies_are_of(changed, same):
+    data = ofa.ImageData("digits", batch_size=32, holdout=64, calibration=32)
+    before = bench.data_digest(data, bench.part_of(data, "select"))
+    data.input_spec |= changed
+    assert (bench.data_digest(data, bench.part_of(data, "select")) == before) == same
+
+
 def test_a_network_that_misses_the_budget_when_measured_again_is_not_chosen(folder, tmp_path, monkeypatch):
     confirm, refused = bench.Bench.confirm, []
 
