@@ -2,8 +2,8 @@
 
     python benchmarks/stops.py [--what fit,measure,specialize] [--stops 20] [--seed 0]
 
-Kinds of stops: SIGKILL, SIGTERM, SIGINT; of fit also max_time and a callback's should_stop. Fails unless the weights of
-the stopped run are those of the other, bit for bit; nothing that is in the store was measured again; and no file is
+Kinds of stops: SIGKILL, SIGTERM, SIGINT; for fit also max_time and a callback's should_stop. Fails unless the stopped
+run and the uninterrupted one have bit-identical weights, nothing in the store was measured again, and no file is
 half-written. The 20 stops of fit took 31 minutes on two cores that were shared with seven other programs.
 """
 
@@ -111,7 +111,7 @@ def fit(folder: Path, run: str) -> Path:
 
 
 def check_fit(folder: Path, rng: np.random.Generator, stops: int) -> None:
-    """Stop a fit again and again; its weights are those of the run that was not stopped."""
+    """Stop a fit again and again; its weights equal the weights of an uninterrupted run."""
     run, happened, at = folder / "parts", collections.Counter(), []
     arguments = ["fit", "--config", str(folder / "recipe.yaml"), "--run", str(run), "--ckpt_path", "auto"]
     kinds = [*STATUS]
@@ -145,7 +145,7 @@ def check_fit(folder: Path, rng: np.random.Generator, stops: int) -> None:
         sys.exit(f"files that should not be there: {sorted(files)}")
     a, b = (load_file(folder / name / "supernet" / "network.safetensors") for name in ("whole", "parts"))
     if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
-        sys.exit("the weights of the stopped run differ from those of the other")
+        sys.exit("the weights of the stopped run differ from the weights of the uninterrupted run")
 
 
 def check_verb(folder: Path, supernet: Path, verb: str, rng: np.random.Generator, stops: int) -> None:

@@ -46,7 +46,7 @@ class ParallelText(pl.LightningDataModule):
             test; or numbers, number words that are made up on the spot (English and German).
         source, target: the languages, as the files or columns are called. BLEU is of the target language's words.
         vocab_size: tokens of the byte-level BPE, shared by both languages, that is trained on the training split: 4008
-            if left out, or those of the `tokenizer`.
+            if left out, or the number of tokens of the `tokenizer`.
         tokenizer: a folder with a tokenizer to use instead; its special tokens are <s> 0, <pad> 1, </s> 2, <unk> 3.
         max_tokens: of a batch, padding included: pairs times the longer side.
         max_length: tokens of a sentence with its </s>. Pairs with a longer one are left out, counted and reported.
@@ -427,8 +427,8 @@ def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
 def language_column(rows: Any, language: str, where: str) -> list[str]:
     """The texts in a language of a split of `datasets`; "" where there is none.
 
-    They are in a column of that language, or in the column `translation`, each row of which has them as {language:
-    text}, as a list of such, or as the lists {"language": [...], "translation": [...]}. ValueError names the columns.
+    A column has the language's name, or the column `translation` has both languages. A row of it is {language: text}, a
+    list of such mappings, or the lists {"language": [...], "translation": [...]}. ValueError names the columns.
     """
     columns = list(getattr(rows, "column_names", None) or rows)
     translations = [as_mapping(row) for row in rows["translation"]] if "translation" in columns else []

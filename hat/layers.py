@@ -322,7 +322,7 @@ class Encoder(nn.Module):
     def forward(self, source: Tensor, given: Tensor | None = None, record: Record = NOTHING) -> tuple[Tensor, Tensor]:
         """The outputs, and the mask (B, 1, 1, S) of the tokens that are not padding, nor left out by `given` (B, S).
 
-        `source` may be the vectors of tokens (B, S, E), of which only `given` says which are padding.
+        `source` may be the vectors of tokens (B, S, E); only `given` then marks padding.
         """
         self.embedding.check(source.size(1))
         real = source != PAD if source.dim() == 2 else source.new_ones(source.shape[:2], dtype=torch.bool)

@@ -167,7 +167,7 @@ class HatEncoder(Checkpointing, Encoder):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> HatEncoderOutput:
-        """See HatForConditionalGeneration.forward; other arguments are those of transformers' models, and not used."""
+        """See HatForConditionalGeneration.forward; other arguments of transformers' models are ignored."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds: the encoder needs one of them, and not both")
         source = input_ids if inputs_embeds is None else inputs_embeds
@@ -417,7 +417,7 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.decoder.output.out_features = new_num_tokens
 
     def _describe_vocabulary(self, name: str, tokens: int) -> None:
-        """The size of a vocabulary, in the config, and in that of the subnet that it was made of."""
+        """Set the size of a vocabulary in the config and in the description of its subnet."""
         setattr(self.config, name, tokens)
         if hasattr(self.config, "subnet"):
             self.config.subnet["arguments"][name] = tokens
@@ -456,7 +456,7 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values, cache: one argument under its older and its newer name.
             inputs_embeds, decoder_inputs_embeds: vectors (B, S, E) and (B', T, D) in place of those that
                 `get_input_embeddings()` and the decoder's embeddings have for tokens.
-            labels: the target (B, T), padded on the right with -100, which is no target; else ValueError.
+            labels: the target (B, T), padded on the right with -100, which is ignored; else ValueError.
             use_cache: make a cache, or return the one given; the default where there are no labels.
             output_attentions: return the weights of attention, one tensor a layer: `encoder_attentions`
                 (B, heads, S, S), `decoder_attentions` (B', heads, T, T), `cross_attentions` (B', heads, T, span x S),

@@ -40,7 +40,10 @@ def check_writable(folder: str | Path) -> None:
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove what killed processes left half-written beside a file or folder, `.NAME.XXXXXXXX`; hold its lock first."""
+    """Remove the temporary files and folders `.NAME.XXXXXXXX` that killed processes left beside a file or folder.
+
+    Hold the lock of the folder first: another process may be writing one of them.
+    """
     path = Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if len(leftover.name) == len(path.name) + 10:  # tempfile's names have eight characters
