@@ -734,7 +734,8 @@ def import_from_here() -> None:
     except FileNotFoundError:  # the folder was removed
         return
     if not {"", here} & set(sys.path):
-        sys.path.append(here)
+        # An editable install is found by a finder that runs after sys.path: its folder has to come before `here`.
+        sys.path += [str(Path(__file__).parents[1]), here]
 
 
 def looked_in(class_path: str) -> str:
