@@ -42,9 +42,9 @@ from recipes import import_families, make_data, read_section, specialize
 from recipes.bench import PARTS, Bench
 from recipes.closed_loop import sign_of
 from recipes.sampling import time_samples
+from supernet.evaluation import compare, means
 from supernet.export import load
 from supernet.sampling import stratified
-from supernet.training import compare, means
 
 BUDGETS, POOL, TIMES, WAIT = 10, 400, 5, 600
 DRAWS = 1000  # of items, that tell a standard error

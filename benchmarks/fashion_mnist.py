@@ -95,9 +95,9 @@ def score(run: Path) -> dict[str, Any]:
 
     import ofa  # noqa: F401  (its families can then be loaded)
     from recipes import make_data, read_section
+    from supernet.evaluation import evaluate_network
     from supernet.export import load
     from supernet.model import calibrate
-    from supernet.training import evaluate_network
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     supernet, data = load(run / "supernet"), make_data(read_section(str(run / "supernet")))

@@ -91,8 +91,8 @@ def score(
     import torch
 
     from hat.huggingface import bleu, to_huggingface, translate
+    from supernet.evaluation import evaluate_network
     from supernet.export import load
-    from supernet.training import evaluate_network
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     supernet = load(run / "supernet")

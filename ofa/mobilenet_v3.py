@@ -271,8 +271,9 @@ def check_resolution(resolution: int, image_size: int | None, extracted: bool) -
     )
 
 
-def scaled(width_mult: float, *widths: int) -> list[int]:
-    return [int(make_divisible(width * width_mult)) for width in widths]
+@cache
+def scaled(width_mult: float, *widths: int) -> tuple[int, ...]:
+    return tuple(int(make_divisible(width * width_mult)) for width in widths)
 
 
 def whole(x: np.ndarray, n: int) -> np.ndarray:

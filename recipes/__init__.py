@@ -451,8 +451,8 @@ def evaluate(
         raise ValueError(f"beam = {beam}: at least 1")
     import_families()
     import hat
+    from supernet.evaluation import evaluate_network
     from supernet.export import load
-    from supernet.training import evaluate_network
 
     network, module = load_subnet(subnet, architecture, data, [split])
     if module is None:
@@ -494,8 +494,7 @@ def evaluate_classes(network: Any, batches: Any) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from supernet.evaluation import class_table, per_class
-    from supernet.training import evaluate_items, means
+    from supernet.evaluation import class_table, evaluate_items, means, per_class
 
     targets: list[Any] = []
 

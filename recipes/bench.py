@@ -53,10 +53,10 @@ from recipes.device_files import FILES, trim, write_device_card, write_part, wri
 from recipes.lab import Lab, uncalibrated
 from recipes.report import draw_front, write_page
 from recipes.workers import Failed, Workers, how_many
+from supernet.evaluation import evaluate_items, evaluate_network
 from supernet.export import PLAN, write_folder, write_network
 from supernet.metadata import Metric
 from supernet.model import Part, Supernet, calibrate
-from supernet.training import evaluate_items, evaluate_network
 
 LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what is timed of a translation network
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
@@ -146,9 +146,13 @@ class Bench:
     def weights_id(self) -> str:
         return state_digest(self.supernet.state_dict())
 
+    @cached_property
+    def _calibration_digests(self) -> list[str]:
+        return batch_digests(self.data.calibration_batches())
+
     def data_id(self, part: str) -> str:
         if part not in self._data_ids:
-            self._data_ids[part] = data_digest(self.data, part_of(self.data, part))
+            self._data_ids[part] = data_digest(self.data, part_of(self.data, part), self._calibration_digests)
         return self._data_ids[part]
 
     # ---- latency
@@ -784,14 +788,16 @@ def joined(batches: Iterable[Sequence[Tensor]], most: int = 256) -> Iterator[lis
         yield [torch.cat(parts) for parts in zip(*some)]
 
 
-def data_digest(data: Any, batches: Iterable[Sequence[Tensor]]) -> str:
-    """The identity of what accuracies are of: these batches, and those that calibrate."""
-    seen = [
-        [state_digest({str(i): x for i, x in enumerate(batch)}) for batch in some]
-        for some in (batches, data.calibration_batches())
-    ]
+def data_digest(data: Any, batches: Iterable[Sequence[Tensor]], calibration: Sequence[str] | None = None) -> str:
+    """The identity of what accuracies are of: these batches, and those that calibrate, whose digests may be given."""
+    calibration = batch_digests(data.calibration_batches()) if calibration is None else calibration
     left_out = (*TIMING, *NAMES)
-    return digest([seen, {name: value for name, value in data.input_spec.items() if name not in left_out}])
+    spec = {name: value for name, value in data.input_spec.items() if name not in left_out}
+    return digest([[batch_digests(batches), calibration], spec])
+
+
+def batch_digests(batches: Iterable[Sequence[Tensor]]) -> list[str]:
+    return [state_digest({str(i): x for i, x in enumerate(batch)}) for batch in batches]
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from recipes import import_from_here, looked_in
 LIGHTNING = ("fit", "validate", "test")
 VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate", "records")
 RECIPES = Path(__file__).parent
+GARBAGE = 100_000  # new objects from which on the garbage collector runs, in the verbs
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
 
@@ -106,6 +108,9 @@ def run(argv: list[str]) -> None:
         sys.argv = [sys.argv[0], *resolve_recipes(argv)]
         SupernetCLI()
     elif command in VERBS:
+        gc.set_threshold(
+            GARBAGE
+        )  # the many objects of imports and exports stay, and looking through them takes seconds
         from jsonargparse import ArgumentParser
 
         verb = getattr(import_module("recipes"), command)

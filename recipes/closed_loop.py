@@ -18,8 +18,8 @@ from predictors.latency import LatencyPredictor
 from recipes import LEAST_SAMPLES
 from recipes.bench import LENGTHS, PARTS, Bench
 from recipes.sampling import Shared, at_least_two, ends_of, held_out_quality, samples_near, time_samples
+from supernet.evaluation import compare, means
 from supernet.search import InfeasibleError, evolutionary_search
-from supernet.training import compare, means
 
 ROUNDS = 5  # of search, export and measuring
 REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found

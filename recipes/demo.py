@@ -110,7 +110,7 @@ class Compared:
 
 def compare_with(items: Items, others: Sequence[Items]) -> Compared:
     """A network's accuracy compared with the mean of others', paired by item."""
-    from supernet.training import compare
+    from supernet.evaluation import compare
 
     mean = {name: np.mean([other[name] for other in others], axis=0) for name in ("accuracy", "counted")}
     difference, error = compare(items, mean, "accuracy")
@@ -182,7 +182,7 @@ def torch_items(network: Any, data: Any) -> Items:
     """Figures of the test images by torch."""
     import torch
 
-    from supernet.training import evaluate_items
+    from supernet.evaluation import evaluate_items
 
     with torch.inference_mode():
         return evaluate_items(lambda inputs: network(*network.prepare(inputs)), data.test_dataloader())

@@ -11,6 +11,7 @@ import torch
 
 from predictors.devices import Device
 from recipes.device_files import write_parts
+from supernet.evaluation import evaluate_network
 from supernet.export import write_folder
 from supernet.model import Supernet, calibrate
 
@@ -37,8 +38,6 @@ class Lab:
 
     def evaluate(self, config: Any) -> dict[str, float]:
         """The figures of a network, as `Bench.evaluate` has them."""
-        from supernet.training import evaluate_network  # only here: exporting needs no Lightning
-
         torch.set_num_threads(1)
         return evaluate_network(self._calibrated(config), self.selected)
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
@@ -894,50 +893,6 @@ def figures_of(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> di
     """{"accuracy", "loss"}: means over the items of a batch that count."""
     right = (logits.argmax(-1) == target)[target != ignore_index]
     return {"accuracy": right.float().mean(), "loss": label_loss(logits, target, ignore_index=ignore_index)}
-
-
-def evaluate_network(network: Supernet, batches: Iterable, ignore_index: int = IGNORE) -> dict[str, float]:
-    """{"accuracy", "loss"} of an extracted network over batches `(*inputs, target)`; puts it in eval mode.
-
-    ValueError if no target counts.
-    """
-    network.eval().to(memory_format=torch.channels_last)
-    return means(evaluate_items(lambda inputs: network(*network.prepare(inputs)), batches, ignore_index))
-
-
-@torch.no_grad()
-def evaluate_items(
-    forward: Callable[[Sequence[Tensor]], Tensor], batches: Iterable, ignore_index: int = IGNORE
-) -> dict[str, np.ndarray]:
-    """Of each item (image, sentence): right answers and cross entropy, summed over its targets, and their number.
-
-    {"accuracy": (n,), "loss": (n,), "counted": (n,)} over batches `(*inputs, target)`; `forward` gives the logits
-    (B, ..., classes) of the inputs. ValueError if no target counts.
-    """
-    parts: dict[str, list[np.ndarray]] = {"accuracy": [], "loss": [], "counted": []}
-    for *inputs, target in batches:
-        logits, counts = forward(inputs).float(), target != ignore_index
-        losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=ignore_index, reduction="none")
-        rights = (logits.argmax(-1) == target) & counts
-        for name, values in (("accuracy", rights), ("loss", losses), ("counted", counts)):
-            parts[name].append(values.reshape(len(target), -1).double().sum(1).cpu().numpy())
-    figures = {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}
-    if figures["counted"].sum() == 0:
-        raise ValueError("there is no target to evaluate on")
-    return figures
-
-
-def means(items: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """{"accuracy", "loss"} over all targets, of figures of items."""
-    return {name: float(items[name].sum() / items["counted"].sum()) for name in ("accuracy", "loss")}
-
-
-def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], figure: str) -> tuple[float, float]:
-    """By how much a network's figure exceeds another's on the same items, and the standard error of that difference."""
-    counted = a["counted"]
-    difference = float((a[figure] - b[figure]).sum() / counted.sum())
-    rest = (a[figure] - b[figure] - difference * counted) / counted.mean()
-    return difference, float(rest.std(ddof=1) / math.sqrt(len(rest)))
 
 
 # ----------------------------------------------------------------------------------------------- checkpoints

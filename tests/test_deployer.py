@@ -17,9 +17,9 @@ import ofa
 from hat.huggingface import to_huggingface, translate
 from predictors.devices import DEVICES
 from recipes import bench, export, read_section, specialize
+from supernet.evaluation import evaluate_network
 from supernet.export import save
 from supernet.model import calibrate
-from supernet.training import evaluate_network
 
 OURS = ("supernet", "ofa", "hat", "predictors", "recipes")
 MAY_IMPORT = {  # of the packages that load a network

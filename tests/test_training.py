@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import ofa
 from supernet import sampling
 from supernet.distillation import label_loss, soft_cross_entropy, squared_error
+from supernet.evaluation import compare, evaluate_network
 from supernet.model import calibrate
 from supernet.training import (
     AtomicCheckpointIO,
@@ -18,8 +19,6 @@ from supernet.training import (
     ShardSampler,
     SubnetValidation,
     SupernetTask,
-    compare,
-    evaluate_network,
     learning_rate,
     locate,
 )
