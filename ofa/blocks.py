@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ofa.depthwise import depthwise_conv2d
 from supernet.elastic import Elastic, ElasticBatchNorm2d, ElasticConv2d, check_active, leading, own
@@ -96,6 +99,18 @@ class ElasticDepthwiseConv2d(Elastic, nn.Conv2d):
     @torch.no_grad()
     def permute_outputs(self, order: Tensor) -> None:
         self.weight.copy_(self.weight[order])
+
+
+@torch.no_grad()
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """A copy in eval mode, with every BatchNorm2d folded into the convolution that stands before it in its module."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return network
 
 
 def centre_matrix(large: int, small: int) -> Tensor:

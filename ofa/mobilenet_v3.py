@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.blocks import InvertedResidual, activation, make_divisible, middle_width, reduced_width
+from ofa.blocks import InvertedResidual, activation, fold_batchnorm, make_divisible, middle_width, reduced_width
 from ofa.preprocessing import Preprocessing, image_use
 from supernet.elastic import ElasticSequential
 from supernet.metadata import Use
@@ -195,6 +195,9 @@ class MobileNetV3(Supernet):
         x = self.blocks(x)
         x = self.act2(self.conv_head(self.global_pool(x)))
         return self.classifier(self.dropout(self.flatten(x)))
+
+    def for_tracing(self) -> nn.Module:
+        return fold_batchnorm(self) if self.extracted else self
 
     @property
     def elastic_stages(self) -> list[ElasticSequential]:

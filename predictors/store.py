@@ -30,7 +30,7 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 8  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 9  # "SUPR", kept in the file's header with the version of its tables
 RUNS = ("min", "p10", "median", "p90")  # in ms, of the runs of a network and of its reference, in all and when quiet
 FIGURES = (*RUNS, "noise", *(f"{kind}_{name}" for kind in ("reference", "quiet") for name in RUNS))
 LATENCY = Table(
@@ -47,7 +47,9 @@ TABLES = {
     "items": Table(
         ("network_id", "weights_id", "data_id"), {"accuracy": "JSON", "loss": "JSON", "counted": "JSON"}
     ),  # of each image or sentence
+    "search": Table(("search_id",), {"found": "JSON"}),  # the rows that a search found, by all that decides them
 }
+ADDED = {9: ("search",)}  # tables, by the version that added them to a store of the version before
 SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 500  # values in one statement
 WAIT = 60  # seconds for what another process is writing
@@ -122,12 +124,23 @@ class Store:
             self._execute("COMMIT")
         if self._pragma("application_id") != APPLICATION:
             raise ValueError(f"{self.path} is an SQLite database, but not a store of measurements")
+        if self._pragma("user_version") + 1 in ADDED:
+            self._add_tables()
         version = self._pragma("user_version")
         if version != VERSION:
             raise ValueError(f"{self.path} is a store of version {version}; this program reads version {VERSION}")
         if [sql for (sql,) in self._execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")] != schema():
             raise ValueError(f"{self.path} is damaged: its tables are not those that were made")
         self._execute("PRAGMA synchronous = FULL")
+
+    def _add_tables(self) -> None:
+        """Give a store of an earlier version the tables that were added since."""
+        self._execute("BEGIN IMMEDIATE")
+        for version in range(self._pragma("user_version") + 1, VERSION + 1):  # another process may have done it
+            for statement in schema(ADDED[version]):
+                self._execute(statement)
+        self._execute(f"PRAGMA user_version = {VERSION}")
+        self._execute("COMMIT")
 
     def _write_ahead(self) -> None:
         """Turn an empty database to WAL. Of processes that do so at once SQLite refuses some without waiting."""
@@ -326,10 +339,11 @@ SQL_TYPES = {
 }
 
 
-def schema() -> list[str]:
-    """The statements that make the tables."""
-    statements = ["CREATE TABLE name (id INTEGER PRIMARY KEY, value UNIQUE NOT NULL)"]
-    for name, table in TABLES.items():
+def schema(added: Sequence[str] | None = None) -> list[str]:
+    """The statements that make the tables: all, or those that are `added` to a store."""
+    statements = [] if added else ["CREATE TABLE name (id INTEGER PRIMARY KEY, value UNIQUE NOT NULL)"]
+    for name in added or TABLES:
+        table = TABLES[name]
         types = dict.fromkeys(table.key, "NAME") | table.record
         columns = ", ".join(f"{column} {SQL_TYPES[kind]}" for column, kind in types.items())
         statements += [

@@ -668,6 +668,21 @@ class Bench:
     def calibrated(self, config: Any) -> Supernet:
         return calibrate(self.supernet.extract(config).eval(), self.data.calibration_batches())
 
+    # ---- searches
+
+    def searched(self, decides: Any, search: Callable[[], np.ndarray]) -> np.ndarray:
+        """The rows (n, genes) that a search finds, or found before where the same `decides` it, and the same code."""
+        try:
+            state = pickle.dumps(decides)
+        except Exception:  # of another package's class; it is searched again
+            return search()
+        modules = ("supernet.search", "supernet.space", "predictors.latency", "predictors.accuracy")
+        key = (digest([hashlib.sha256(state).hexdigest(), *code_digests([*modules, type(self.supernet).__module__])]),)
+        if not (found := self.store.get("search", [key]).get(key)):
+            self.store.add("search", key, {"found": search().tolist()})
+            found = self.store.get("search", [key])[key]
+        return np.array(found[0]["found"]).reshape(-1, self.supernet.space.width)
+
     # ---- result
 
     def write(self, folder: Path, config: Any, report: dict[str, Any]) -> None:
@@ -725,9 +740,13 @@ def try_device(device: Device, folder: Path) -> Measurement:
 def code_id(supernet: Supernet) -> str:
     """The identity of the code that writes files of a supernet's networks: another version may write others."""
     modules = {type(supernet).__module__, *(f"supernet.{name}" for name in ("elastic", "export", "model"))}
-    modules |= {"recipes.device_files"}
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
-    return digest([hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file])
+    return digest(code_digests(sorted(modules | {"recipes.device_files"})))
+
+
+def code_digests(modules: Iterable[str]) -> list[str]:
+    """sha256 of the files of imported modules; of one without a file, as of an interpreter's session, none."""
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file]
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -140,6 +140,20 @@ def find_network(
             limit.learn(C)
         latency.fit(*known_latencies())
 
+    def search_once(told: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """What a search finds that is new, at most as many rows as finalists."""
+
+        def search() -> np.ndarray:
+            constraints = [(told, budget), *limits_of(limits)]
+            sizes = {"population": population, "generations": generations, "seed": seed}
+            return distinct(evolutionary_search(space, score, constraints, **sizes).X, A, finalists)
+
+        if direct:  # what it evaluates is to be shared
+            return search()
+        by = [(limit.name, limit.bound, limit.model) for limit in limits]
+        sizes = (population, generations, seed, finalists)
+        return bench.searched((told is slowest_told, latency, predictors["loss"], budget, by, space, A, sizes), search)
+
     if timed:
         learn(np.array([row for row, final in timed.items() if math.isfinite(final["latency_ms"])]))
     # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
@@ -150,17 +164,9 @@ def find_network(
                 predictors["loss"].fit(A, figures["loss"])
             try:
                 with bench.ledger.spending("searching"):
-                    result = evolutionary_search(
-                        space,
-                        score,
-                        [(told, budget), *limits_of(limits)],
-                        population=population,
-                        generations=generations,
-                        seed=seed,
-                    )
+                    new = search_once(told)
             except InfeasibleError:  # to the corrected predictor nothing is fast enough
                 break
-            new = distinct(result.X, A, finalists)
             A = np.concatenate([A, new])
             shared.found = A[samples:]
             found = bench.evaluate(new, "evaluating what the search found")

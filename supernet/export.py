@@ -176,8 +176,9 @@ def part_to_onnx(
     The file states the oldest format version that has these operators, so that old runtimes load it. `properties` are
     written into the file's metadata_props.
     """
-    path, model = Path(path), part.module
-    check_float32(model)
+    path = Path(path)
+    check_float32(part.module)
+    model = part.module.for_tracing() if isinstance(part.module, Supernet) else part.module
     fast = fast or opset < NEWER_EXPORTERS_LEAST
     dynamic = [dict.fromkeys(part.dynamic.get(name, ()), torch.export.Dim.DYNAMIC) for name in part.names]
 
@@ -205,7 +206,7 @@ def part_to_onnx(
         finish_onnx(temporary, opset, properties or {})
         check_onnx(part, temporary)
 
-    with evaluating(model):
+    with evaluating(part.module):
         write_atomically(path, write)
     return path
 

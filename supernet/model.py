@@ -111,6 +111,13 @@ class Supernet(nn.Module, ABC):
         names = tuple(inspect.signature(self.forward).parameters)[: len(inputs)]
         return {"subnet": Part(self, inputs, names)}
 
+    def for_tracing(self) -> nn.Module:
+        """The network as an ONNX exporter traces it: a module that computes the same, perhaps in fewer layers.
+
+        Exporters take seconds, by the number of layers. The file is checked against the network itself.
+        """
+        return self
+
     def plan(self, batch: int = 1) -> dict[str, Any] | None:
         """How the parts run as one inference, in JSON values; None where there is one part."""
         return None
