@@ -80,7 +80,8 @@ def specialize(
         engine: process, on this machine; or ray, on the machine of a Ray cluster that was started with
             --resources '{"device:NAME": 1}'.
         seed: of sampling and search.
-        overwrite: let it replace an earlier result in `out`.
+        overwrite: let it replace an earlier result in `out`. Of several networks, the same command goes on where it
+            was ended early, with no need for it.
 
     Returns:
         the report, as in report.json; of several networks, {the name of its folder: its report}
@@ -104,6 +105,7 @@ def specialize(
         if locals()[name] < bound:
             raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
 
+    import glob
     import tempfile
 
     from predictors.devices import get_device
@@ -111,6 +113,7 @@ def specialize(
     from recipes.device_files import FILES, written_by
     from recipes.report import FRONT_FILES, write_fronts
     from recipes.sampling import Shared, spread_budgets
+    from supernet.atomic import check_writable, lock_folder, remove_leftovers
     from supernet.export import check_free
 
     names = list(dict.fromkeys(name.strip() for name in device.split(",")))
@@ -128,7 +131,8 @@ def specialize(
         check_free(folder, FILES, overwrite)
     if several and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: choose another folder")
-    if several and folder.is_dir() and not overwrite and any(folder.iterdir()):
+    goes_on = several and folder.is_dir() and ended_early(folder, devices)
+    if several and folder.is_dir() and not (overwrite or goes_on):
         raise FileExistsError(f"{folder} is not empty: choose another folder, or write into it (--overwrite true)")
     check_writable(folder)
 
@@ -137,7 +141,7 @@ def specialize(
 
     for name in devices if several else ():
         for budget in budgets:
-            check_free(place(name, budget), FILES, overwrite)
+            check_free(place(name, budget), FILES, overwrite or goes_on)
 
     def find(bench: Any, budget: float, to: Path | None, explore: bool = False) -> dict[str, Any]:
         direct = search == "direct"
@@ -147,7 +151,10 @@ def specialize(
     shared = Shared()
     found: dict[Path, dict[str, Any]] = {}
     missed: dict[str, Exception] = {}
-    with ending_on_sigterm(), tempfile.TemporaryDirectory() as files:
+    with ending_on_sigterm(), lock_folder(folder, inside=False), tempfile.TemporaryDirectory() as files:
+        remove_leftovers(folder)  # of a process that was killed
+        for leftover in [left for name in devices for left in folder.glob(f".{glob.escape(name)}-*ms.????????")]:
+            remove_leftovers(leftover.with_name(leftover.name[1:-9]))
         if not several:
             with open_bench(supernet, names[0], data, store, files, engine) as bench:
                 return find(bench, budgets[0], folder)
@@ -184,18 +191,11 @@ def specialize(
     return reports
 
 
-def check_writable(folder: Path) -> None:
-    """OSError where no folder can be made at this place, before the work for what is to be in it."""
-    import tempfile
-
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place if place.is_dir() else place.parent):
-            pass
-        if not place.is_dir() and place != folder:
-            raise NotADirectoryError(f"{place} is a file")
-    except OSError as error:
-        raise type(error)(f"out = {folder}: no folder can be written there ({error}): choose another folder") from error
+def ended_early(folder: Path, devices: Sequence[str]) -> bool:
+    """Whether a folder holds nothing but networks of these devices that a search wrote before it was ended: those that
+    compare them, front.json first, come last."""
+    found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return all(name.endswith("ms") and name.startswith(tuple(f"{device}-" for device in devices)) for name in found)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from supernet.evaluation import compare, means
 from supernet.search import InfeasibleError, evolutionary_search
 
 ROUNDS = 5  # of search, export and measuring
-REFITS = 3  # searches in a round, each with an accuracy predictor that has seen what the one before found
+REFITS = 3  # searches in a round at most, each with an accuracy predictor that has seen what the one before found
 LEVEL = 0.9  # of the intervals whose upper ends the first round goes by
 WRONG = 0.01  # the largest difference between the losses of a network and of its float32 file, relative
 MARGIN = 1.25  # by how much the smallest network may exceed a bound before the search is refused at once
@@ -140,6 +140,17 @@ def find_network(
             limit.learn(C)
         latency.fit(*known_latencies())
 
+    def within(told: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Which of the evaluated rows seem to keep all bounds."""
+        took = {tuple(row): ms for row, ms in zip(*known_latencies())}  # what was timed needs no prediction
+        keeps = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
+        for limit in limits:
+            keeps &= limit.predict(A) <= limit.bound
+        return keeps
+
+    def least_loss(told: Callable[[np.ndarray], np.ndarray]) -> float:
+        return figures["loss"][within(told)].min(initial=math.inf)
+
     def search_once(told: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """What a search finds that is new, at most as many rows as finalists."""
 
@@ -156,8 +167,10 @@ def find_network(
 
     if timed:
         learn(np.array([row for row, final in timed.items() if math.isfinite(final["latency_ms"])]))
-    # The first round keeps to networks that are fast enough for sure, the others go as far as the corrected predictor.
-    for told in (slowest_told, *[latency.predict] * (ROUNDS - 1)):
+    # The first round keeps to networks that are fast enough for sure, the others go as far as the predictor, which has
+    # been corrected by then; of a later budget, by the networks that were timed for others.
+    corrected = len(known_latencies()[0]) >= len(X) + finalists
+    for told in (latency.predict if corrected else slowest_told, *[latency.predict] * (ROUNDS - 1)):
         # A predictor errs most where search takes it to be best, so what it finds there is evaluated, and corrects it.
         for _ in range(1 if direct or explore else REFITS):
             if not direct:
@@ -167,17 +180,16 @@ def find_network(
                     new = search_once(told)
             except InfeasibleError:  # to the corrected predictor nothing is fast enough
                 break
+            found = bench.evaluate(new, "evaluating what the search found")
+            least = least_loss(told)
             A = np.concatenate([A, new])
             shared.found = A[samples:]
-            found = bench.evaluate(new, "evaluating what the search found")
             figures = {name: np.concatenate([values, found[name]]) for name, values in figures.items()}
+            if least_loss(told) >= least:  # another one would find no better either
+                break
         if explore:
             return {}
-        took = {tuple(row): ms for row, ms in zip(*known_latencies())}  # what was timed needs no prediction
-        within = np.array([took.get(tuple(row), ms) for row, ms in zip(A, told(A))]) <= budget
-        for limit in limits:
-            within &= limit.predict(A) <= limit.bound
-        chosen = next_finalists(A, figures, figure, within, timed, asked, finalists)
+        chosen = next_finalists(A, figures, figure, within(told), timed, asked, finalists)
         if not chosen and told is slowest_told:
             continue
         if not chosen:

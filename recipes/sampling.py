@@ -21,6 +21,7 @@ from supernet.space import SearchSpace
 
 STEP = 10  # networks timed between asking whether they are enough
 ASKED = 4  # of their visits, by which that is told
+NEAR = 1.25  # times a bound, up to which evaluated networks teach an accuracy predictor what is within the bound
 
 
 def measure_space(bench: Bench, samples: int | None, max_samples: int, max_seconds: float, seed: int) -> dict[str, Any]:
@@ -186,8 +187,8 @@ def samples_near(
     """The rows that accuracy predictors learn from: both ends of the space, random ones that were evaluated, and new.
 
     Networks within the bounds teach most about those that could be chosen; where few are, the nearest to them. Of the
-    evaluated ones those within the bounds count among the n. Where n is None, as many as are `enough` for the
-    cross-validated error of the loss, at most `MOST_SAMPLES`.
+    evaluated ones those within `NEAR` times the bounds count among the n. Where n is None, as many as are `enough` for
+    the cross-validated error of the loss, at most `MOST_SAMPLES`.
     """
     space = bench.supernet.space
     ends, pool = space.encode([space.smallest(), space.largest()]), space.sample(20 * (n or MOST_SAMPLES), rng)
@@ -196,7 +197,7 @@ def samples_near(
     def excess(X: np.ndarray) -> np.ndarray:
         return np.max([np.maximum(cost(X) / bound - 1, 0) for cost, bound in constraints], axis=0)
 
-    counted = len(ends) + (int((excess(known) == 0).sum()) if len(known) else 0)
+    counted = len(ends) + (int((excess(known) <= NEAR - 1).sum()) if len(known) else 0)
     sizes = range(max(FIRST_SAMPLES, counted), max(MOST_SAMPLES, counted) + 1, FIRST_SAMPLES) if n is None else [n]
     taken = {tuple(row) for rows in (ends, known, shared.found) if rows is not None for row in rows}
     pool = unique([row for row in pool[np.argsort(excess(pool), kind="stable")] if tuple(row) not in taken])

@@ -31,11 +31,13 @@ from recipes import (
     make_data,
     measure,
     open_bench,
+    report,
     sampling,
     specialize,
 )
 from recipes.closed_loop import distinct
 from recipes.report import FRONT_FILES
+from supernet.atomic import lock_folder
 from supernet.export import load, save
 from supernet.search import InfeasibleError
 
@@ -1032,7 +1034,7 @@ def test_the_best_of_a_space_of_few_networks_is_found(tmp_path, sizes):
 
 def test_a_place_where_no_folder_can_be_made_is_refused_before_the_work(folder, tmp_path, work):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="out = .* is a file.*: choose another folder"):
+    with pytest.raises(OSError, match="cannot be written: .* is a file, not a folder"):
         specialize(str(folder), max_latency=50.0, out=str(tmp_path / "file" / "x" / "out"), **FEW)
     assert work["timed"] == 0 and [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -1069,6 +1071,27 @@ def test_what_was_delivered_is_not_exported_again(folder, tmp_path, monkeypatch)
     specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **few)
     first, second = ((tmp_path / name / "subnet.onnx").read_bytes() for name in ("first", "second"))
     assert first == second
+
+
+def test_two_processes_do_not_write_one_folder(folder, tmp_path, work):
+    with lock_folder(tmp_path / "out", inside=False), pytest.raises(BlockingIOError, match="out is in use by"):
+        specialize(str(folder), max_latency=50.0, out=str(tmp_path / "out"), **FEW)
+    assert work["timed"] == 0
+
+
+def test_several_networks_go_on_where_they_were_ended(folder, tmp_path, monkeypatch):
+    out, few = tmp_path / "out", FEW | {"max_latency": "50,100"}
+    write = report.write_fronts
+    monkeypatch.setattr(report, "write_fronts", lambda *arguments: sys.exit(143))
+    with pytest.raises(SystemExit):
+        specialize(str(folder), out=str(out), **few)
+    (out / ".onnxruntime-100ms.abcd1234").mkdir()  # as of a process that was killed while it wrote
+    monkeypatch.setattr(report, "write_fronts", write)
+    monkeypatch.setattr(bench, "measure", lambda *arguments, **options: pytest.fail("it was measured again"))
+    specialize(str(folder), out=str(out), **few)
+    assert {path.name for path in out.iterdir()} == {*report.FRONT_FILES, "onnxruntime-50ms", "onnxruntime-100ms"}
+    with pytest.raises(FileExistsError, match="out is not empty"):
+        specialize(str(folder), out=str(out), **few)
 
 
 KILLED = """
