@@ -14,7 +14,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
+	$(VENV)/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-extras: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --editable '.[openvino,executorch,ray]'

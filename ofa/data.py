@@ -253,7 +253,9 @@ class Images(Dataset):
         except Exception as error:  # the plugins of PIL raise many kinds
             raise ValueError(unreadable(name, reason(name, error))) from error
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, position))  # the CPU's, and no GPU's
+            torch.default_generator.manual_seed(
+                derive_seed(self.seed, epoch, position)
+            )  # fork_rng restores the CPU's alone
             image = self.transform(image)
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(f"{name} is {tuple(image.shape)}, others are {tuple(self.shape)}: give an image_size")

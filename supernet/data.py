@@ -201,7 +201,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (data sets of users draw from it)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # fork_rng restores the CPU's alone
         try:
             yield
         finally:

@@ -46,7 +46,7 @@ class Metric:
 
     @classmethod
     def of(cls, items: Mapping[str, np.ndarray], name: str, split: str, **computed: str) -> Metric:
-        """The metric `name` of items as `supernet.training.evaluate_items` gives them.
+        """The metric `name` of items as `supernet.evaluation.evaluate_items` gives them.
 
         Wilson's interval for a fraction of items, each right or wrong; else the normal one, of a mean over targets
         whose items vary.

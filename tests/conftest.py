@@ -1,6 +1,14 @@
 import pytest
 import torch
 
+# The files that take longest begin first, so that no process is left alone with one of them at the end.
+LONG = ("test_specialize", "test_cli", "test_wheel", "test_translation", "test_resume", "test_engines", "test_deployer")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -37,6 +37,20 @@ def test_sizes_are_the_published_ones(width_mult, sizes):
     assert matrices == 14_120
 
 
+def test_a_network_is_traced_in_fewer_layers_that_compute_the_same():
+    supernet = ofa.MobileNetV3(ofa.mobilenet_v3_space(resolution=32), num_classes=10, width_mult=0.5)
+    for norm in supernet.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            for parameter in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    subnet = supernet.extract(supernet.space.smallest()).eval()
+    before = [x.clone() for x in subnet.state_dict().values()]
+    traced, images = subnet.for_tracing(), torch.randn(2, 3, 32, 32)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in traced.modules())
+    torch.testing.assert_close(traced(images), subnet(images), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(x, y) for x, y in zip(before, subnet.state_dict().values()))
+
+
 def test_widths_follow_the_published_rounding():
     assert list(middle_width(16, np.array([3, 4, 6]))) == [48, 64, 96]
     assert list(middle_width(112, np.array([3, 4, 6]))) == [336, 448, 672]

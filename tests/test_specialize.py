@@ -910,14 +910,14 @@ def test_evaluations_end_where_more_would_tell_little(folder, tmp_path, work):
     assert report["accuracy_predictor"]["loss"]["n"] in range(20, 201, 20)
 
 
-def test_what_was_evaluated_for_another_budget_counts_where_it_is_within_this_one(folder):
+def test_what_was_evaluated_for_another_budget_counts_where_it_is_near_this_one(folder):
     space, cost = load(folder).space, lambda X: X.sum(axis=1)
     known, found = space.sample(40, np.random.default_rng(1)), space.sample(3, np.random.default_rng(2))
     budget = float(np.median(cost(known)))
-    within = int((cost(known) <= budget).sum())
+    near = int((cost(known) <= sampling.NEAR * budget).sum())
     stub = SimpleNamespace(supernet=SimpleNamespace(space=space))
     A = sampling.samples_near(
-        stub, sampling.Shared(known, found), within + 7, np.random.default_rng(0), [(cost, budget)], folds=None
+        stub, sampling.Shared(known, found), near + 7, np.random.default_rng(0), [(cost, budget)], folds=None
     )
     assert (A[2:42] == known).all() and len(A) == 2 + 40 + 5  # the ends count, too
     assert (cost(A[42:]) <= budget).all() and len(np.unique(np.concatenate([A, found]), axis=0)) == len(A) + 3
@@ -938,7 +938,7 @@ def test_a_device_that_fails_costs_no_other_one(folder, tmp_path, monkeypatch):
             raise RuntimeError("no such instruction")
         write(network, device, *arguments)
 
-    few = FEW | {"device": "torch,onnxruntime", "latency_samples": 6}
+    few = FEW | {"device": "torch,onnxruntime", "latency_samples": 6, "store": str(tmp_path / "store.sqlite")}
     monkeypatch.setattr(bench, "write_parts", failing)
     with pytest.raises(ValueError, match="1 networks were found, 1 were not:\nonnxruntime.*: no such") as caught:
         specialize(str(folder), out=str(tmp_path / "out"), max_latency=[500.0], **few)
@@ -1071,6 +1071,14 @@ def test_what_was_delivered_is_not_exported_again(folder, tmp_path, monkeypatch)
     specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **few)
     first, second = ((tmp_path / name / "subnet.onnx").read_bytes() for name in ("first", "second"))
     assert first == second
+
+
+def test_the_same_call_again_searches_nothing(folder, tmp_path, monkeypatch):
+    few = FEW | {"store": str(tmp_path / "store.sqlite")}
+    first = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "first"), **few)
+    monkeypatch.setattr(closed_loop, "evolutionary_search", lambda *arguments, **options: pytest.fail("it searched"))
+    second = specialize(str(folder), max_latency=50.0, out=str(tmp_path / "second"), **few)
+    assert first["config"] == second["config"]
 
 
 def test_two_processes_do_not_write_one_folder(folder, tmp_path, work):

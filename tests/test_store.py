@@ -214,6 +214,21 @@ def test_another_version_is_an_error(tmp_path):
         Store(tmp_path / "store")
 
 
+def test_a_store_of_an_earlier_version_gets_the_tables_that_were_added(tmp_path):
+    key, record = ("network", "weights", "data"), {"accuracy": 0.5, "loss": 1.0}
+    with Store(tmp_path / "store") as store:
+        store.add("accuracy", key, record)
+    with sqlite3.connect(tmp_path / "store") as database:
+        database.execute("DROP TABLE search")
+        database.execute("PRAGMA user_version = 8")
+    database.close()
+    with Store(tmp_path / "store") as store:
+        store.add("search", ("id",), {"found": [[1.0]]})
+    with Store(tmp_path / "store") as store:
+        assert store.get("accuracy", [key]) == {key: [record]}
+        assert store.get("search", [("id",)]) == {("id",): [{"found": [[1.0]]}]}
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         Store(tmp_path / "nowhere" / "store")

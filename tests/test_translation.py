@@ -67,7 +67,7 @@ def test_what_is_timed_of_a_sentence_changes_no_accuracy_and_the_table_of_positi
         assert names()[0] != longer and names()[1] == network
 
 
-@pytest.mark.parametrize("device", ["onnxruntime", "onnxruntime-int8", "torch"])
+@pytest.mark.parametrize("device", ["onnxruntime", "onnxruntime-int8", pytest.param("torch", marks=pytest.mark.slow)])
 def test_the_winner_meets_the_budget_and_is_the_best_of_all(folder, tmp_path, device):
     out = tmp_path / "out"
     report = specialize(str(folder), max_latency=500.0, out=str(out), device=device, **FEW)
