@@ -90,7 +90,8 @@ def score(
     """Losses and BLEU of a finished run's subnets on a split, those of `known` included; adds to `translations`."""
     import torch
 
-    from hat.huggingface import bleu, to_huggingface, translate
+    from hat.huggingface import to_huggingface
+    from hat.translation import bleu, translate
     from supernet.evaluation import evaluate_network
     from supernet.export import load
 
@@ -123,7 +124,7 @@ def score(
 
 
 def table(data: str, out: Path, split: str, network: Path | None) -> None:
-    from hat.huggingface import compare_bleu
+    from hat.translation import compare_bleu
 
     made: dict[str, dict[str, list[str]]] = {}
     for run in sorted(path.parent for path in out.glob("*_*/supernet")):

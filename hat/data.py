@@ -427,8 +427,9 @@ def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
 def language_column(rows: Any, language: str, where: str) -> list[str]:
     """The texts in a language of a split of `datasets`; "" where there is none.
 
-    A column has the language's name, or the column `translation` has both languages. A row of it is {language: text}, a
-    list of such mappings, or the lists {"language": [...], "translation": [...]}. ValueError names the columns.
+    The column `translation` has both languages, or else a column has the language's name. `translation` comes first:
+    a column `id` may be Indonesian, or the number of a row. A row of `translation` is {language: text}, a list of such
+    mappings, or the lists {"language": [...], "translation": [...]}. ValueError names the columns.
     """
     columns = list(getattr(rows, "column_names", None) or rows)
     translations = [as_mapping(row) for row in rows["translation"]] if "translation" in columns else []
@@ -436,8 +437,8 @@ def language_column(rows: Any, language: str, where: str) -> list[str]:
         translations = []  # a text, as in a table with the columns source and translation
     languages = sorted({key for row in translations for key in row})
     for names, texts in (
-        (columns, lambda key: rows[key]),
         (languages, lambda key: [row.get(key) for row in translations]),
+        (columns, lambda key: rows[key]),
         (flat := [column for column in columns if column.startswith("translation.")], lambda key: rows[key]),
     ):
         if key := matching(names, language, where, "translation." if names is flat else ""):

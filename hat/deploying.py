@@ -28,7 +28,7 @@ def translation_use(network: Transformer) -> Use:
 
     def snippet(exported: Exported) -> str:
         if exported.runtime == "torch":
-            return TORCH
+            return TORCH if tokenizer else TORCH_IDS
         call = 'print(translator(["A sentence."]))'
         if tokenizer is None:
             call = f"print(translator.search([4, 5, {EOS}]))  # token ids; {EOS} is the end of a sentence"
@@ -54,11 +54,20 @@ def languages_of(network: Transformer) -> dict[str, str | None]:
 
 
 TORCH = """from hat.data import read_tokenizer
-from hat.huggingface import to_huggingface, translate
+from hat.huggingface import to_huggingface
+from hat.translation import translate
 from supernet.export import load
 
 network = load("$folder")  # where this is
 print(translate(to_huggingface(network), read_tokenizer(network.input_spec), ["A sentence."]))
+"""
+
+TORCH_IDS = f"""import torch
+from hat.huggingface import to_huggingface
+from supernet.export import load
+
+network = load("$folder")  # where this is
+print(to_huggingface(network).generate(torch.tensor([[4, 5, {EOS}]])))  # token ids; {EOS} is the end of a sentence
 """
 
 RUNNING = """`translate.py` does beam search with the two files. The encoder runs once for each sentence: `source` is
@@ -137,5 +146,5 @@ def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> P
     from hat.data import read_tokenizer
     from hat.huggingface import save_huggingface
 
-    tokenizer = read_tokenizer(subnet.input_spec)
+    tokenizer = read_tokenizer(subnet.input_spec) if "tokenizer" in subnet.input_spec else None
     return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)

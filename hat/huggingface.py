@@ -1,7 +1,6 @@
 """A HAT subnet as a transformers model, in memory or as a folder that needs only transformers, and back.
 
-The functions of hat.translation can be imported from here, too. Importing this module registers the model with
-transformers' Auto classes, so that folders load without remote code.
+Importing this module registers the model with transformers' Auto classes, so that folders load without remote code.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from hat.deploying import card_use, exported_as
 from hat.layers import BOS, EOS, PAD, UNK
 from hat.modeling_hat import HatConfig, HatForConditionalGeneration
 from hat.transformer import Transformer, TransformerConfig
-from hat.translation import GENERATION, bleu, chrf, compare_bleu, compare_chrf, import_sacrebleu, translate
+from hat.translation import GENERATION
 from supernet.export import build, describe, write_folder
 from supernet.metadata import CARD_FILES, Measured, write_card
 
@@ -47,17 +46,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-__all__ = [  # with those of hat.translation
-    "bleu",
-    "chrf",
-    "compare_bleu",
-    "compare_chrf",
-    "from_huggingface",
-    "import_sacrebleu",
-    "save_huggingface",
-    "to_huggingface",
-    "translate",
-]
 
 
 def register() -> None:
@@ -117,7 +105,7 @@ def save_huggingface(
     chosen = {name: subnet.input_spec.get(key, GENERATION[name]) for name, key in spec.items()}
     generation = {"max_length": model.config.max_positions} | chosen | dict(generation or {})
     if unknown := generation.keys() - vars(GenerationConfig()).keys():
-        raise ValueError(f"generation: {', '.join(sorted(unknown))} is no field of a GenerationConfig")
+        raise ValueError(f"generation: {', '.join(sorted(unknown))} is not a field of a GenerationConfig")
     if (tokens := generation.get("max_new_tokens") or 0) > model.config.max_positions:
         raise ValueError(
             f"generation: max_new_tokens = {tokens}, the network has {model.config.max_positions} positions"

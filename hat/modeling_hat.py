@@ -35,7 +35,7 @@ from .layers import (
     sinusoids,
 )
 
-IGNORE = -100  # a label that is no target
+IGNORE = -100  # a label that the loss ignores
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__annotations__ else "past_key_values"  # transformers 5.24 renamed it
 
 

@@ -1,7 +1,7 @@
 """Translates with an exported network: beam search over its encoder and decoder files, in NumPy.
 
-It needs numpy, tokenizers and one of onnxruntime, openvino and executorch (with torch), whichever loads the files
-beside it, and no package of the program that wrote them:
+It needs numpy, tokenizers, and the runtime of the files: onnxruntime, openvino, or executorch with torch. It does not
+need the package that wrote them.
 
     python translate.py "A sentence." "Another one."
 """
@@ -83,7 +83,7 @@ class Translator:
                 break
             rows, chosen, scores = rows[going], chosen[going], best_scores[going]
             if len(finished) == beam and scores[0] / length**penalty <= finished[-1][0]:
-                break  # no hypothesis can become better than those that ended
+                break  # the best hypothesis, scored at its present length, is not better than the worst finished one
             tokens = np.concatenate([tokens[rows], chosen[:, None]], axis=1)
             caches = {name: state[name][rows] for name in self.plan["start"] if name != "previous"}
             state |= caches | {"previous": chosen[:, None]}

@@ -69,8 +69,9 @@ def translate(
 
     `max_tokens` bounds a batch: its source tokens, with padding, times the hypotheses of each. A translation ends
     after `max_length` tokens, where None is twice those of the longest text and 10 more; in any case with the model's
-    positions. With `early_stopping`, as in HAT, a search ends when `num_beams` hypotheses are finished; without, when
-    none that goes on can become better. ValueError for a text of more tokens than there are positions.
+    positions. With `early_stopping`, as in HAT, a search ends when `num_beams` hypotheses are finished; without, as
+    transformers' does, when the best unfinished one, scored at its present length, is not better than the worst
+    finished one. ValueError for a text of more tokens than there are positions.
     """
     if isinstance(texts, str):
         raise TypeError("texts is one string: give a sequence of them")

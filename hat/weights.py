@@ -147,7 +147,7 @@ METERS = tuple(f"fairseq.meters.{name}" for name in ("AverageMeter", "StopwatchM
 # The arguments that a checkpoint was trained with, and the values of them that these networks compute; of any other
 # argument each value is right, or shows in the names and shapes of the tensors.
 OFF = (None, False, 0, "", "0", "None", "False", "false", [])
-ABSENT = {  # what these networks have not, in HAT or in the fairseq that it is made of
+ABSENT = {  # arguments of HAT and fairseq that these networks do not implement, and what they do instead
     "vocab_original_scaling": "embeddings are multiplied by the square root of the width that is active",
     "no_scale_embedding": "embeddings are multiplied by the square root of the width that is active",
     "no_token_positional_embeddings": "sinusoidal positions are added to the embeddings",
@@ -168,7 +168,7 @@ ABSENT = {  # what these networks have not, in HAT or in the fairseq that it is 
 }
 
 
-def check_arguments(arguments: Any, supernet: Transformer) -> None:
+def check_trained_with(arguments: Any, supernet: Transformer) -> None:
     """Raise ValueError where a checkpoint was trained with arguments by which it computes something else.
 
     `arguments` are its argparse.Namespace, or a mapping; a checkpoint without them is not checked.
@@ -176,7 +176,7 @@ def check_arguments(arguments: Any, supernet: Transformer) -> None:
     given = dict(arguments) if isinstance(arguments, Mapping) else vars(arguments)
     for name, have in ABSENT.items():
         if (value := given.get(name)) not in OFF:
-            raise ValueError(f"the checkpoint was trained with {name} = {value!r}; this network's {have}")
+            raise ValueError(f"the checkpoint was trained with {name} = {value!r}. In this network, {have}")
     for name in ("activation_fn", "encoder_activation_fn", "decoder_activation_fn"):
         if (value := given.get(name)) not in (*OFF, "relu"):
             raise ValueError(f"the checkpoint was trained with {name} = {value!r}; this network's activation is relu")
@@ -263,7 +263,7 @@ def load(source: str | Path | Mapping[str, Any], supernet: Transformer) -> Trans
             state = read_checkpoint(source)
     arguments, state = state.get("args"), state.get("model", state)
     if isinstance(arguments, (Mapping, argparse.Namespace)):
-        check_arguments(arguments, supernet)
+        check_trained_with(arguments, supernet)
     named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError("the checkpoint does not name tensors")
@@ -281,7 +281,7 @@ def load(source: str | Path | Mapping[str, Any], supernet: Transformer) -> Trans
                 hint = "; vocab_size and target_vocab_size are the sizes of the checkpoint's vocabularies"
             raise ValueError(f"{name} is {tuple(tensor.shape)}, this supernet's {shape}{hint}")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} ({tensor.dtype}) has values that are no finite floating-point numbers")
+            raise ValueError(f"{name} ({tensor.dtype}) has values that are NaN, infinite or not floating-point")
         loaded |= zip(parts, tensor.split(rows))
     if given:
         raise ValueError(f"the checkpoint has {len(given)} tensors that this supernet has not, such as {min(given)}")

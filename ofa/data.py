@@ -111,8 +111,6 @@ class ImageData(pl.LightningDataModule):
 
         finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
         augment, plain = v2.Compose([augment, finish]), v2.Compose([plain, finish])
-        if not 0 < holdout < len(source.train):
-            raise ValueError(f"holdout = {holdout} does not leave both parts of {len(source.train)} training images")
         try:
             held, trained = stratified(source.train.labels, holdout, np.random.default_rng((seed, 0)))
         except ValueError as error:
@@ -255,7 +253,7 @@ class Images(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
                 derive_seed(self.seed, epoch, position)
-            )  # fork_rng restores the CPU's alone
+            )  # torch.manual_seed seeds GPUs, too
             image = self.transform(image)
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(f"{name} is {tuple(image.shape)}, others are {tuple(self.shape)}: give an image_size")

@@ -411,10 +411,19 @@ def from_torchvision(name: str, root: str | None, download: bool, arguments: Map
         raise ValueError(f"torchvision's {name}: the classes are {names[0]} for training, {names[-1]} for testing")
     train_part, test_part = read if len(read) == 2 else split_off(read[0])
     classes = names[0] or tuple(str(i) for i in range(1 + max(part.labels.max() for part in read)))
-    image, _ = train_part[0]
-    with image:
-        grey = image.mode in ("1", "L")
-    return Source(name, train_part, test_part, classes, *(((0.5,), (0.5,)) if grey else IMAGENET))
+    return Source(name, train_part, test_part, classes, *(((0.5,), (0.5,)) if is_grey(train_part) else IMAGENET))
+
+
+def is_grey(part: Files | Items) -> bool:
+    """Whether the first image that can be read has no colours; broken ones are reported later (see `readable`)."""
+    for position in range(len(part)):
+        try:
+            image, _ = part[position]
+            with image:
+                return image.mode in ("1", "L")
+        except Exception:  # the plugins of PIL raise many kinds
+            continue
+    return False
 
 
 def why_refused(name: str) -> str:

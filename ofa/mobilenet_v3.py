@@ -236,7 +236,9 @@ class MobileNetV3(Supernet):
     def check_data(self, input_spec: Mapping[str, Any]) -> None:
         check_arguments(self.arguments, self.arguments_from(input_spec), "the data have", input_spec.get("dataset"))
         sizes = [self.config.resolution] if self.extracted else self.space["resolution"].values
-        check_resolution(max(sizes), input_spec.get("image_size"), self.extracted)
+        size = input_spec.get("image_size")
+        size = None if size is None else integer("input_spec: image_size", size, 1)
+        check_resolution(max(sizes), size, self.extracted)
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         size = self.config.resolution

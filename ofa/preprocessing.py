@@ -14,10 +14,14 @@ CROP_MODES = {"crop": "center", "squeeze": "squash", "pad": "border"}  # timm's 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """An image is made `resize` (shorter side, in pixels) and cropped to `image_size`, squeezed or padded to it
-    (`fit`), scaled to 0..1, normalized by `mean` and `std`, and last brought to `resolution`, all sizes (H, W).
+    """The steps from an image file to an input. All sizes are (H, W), in pixels.
 
-    `mean` and `std` are None where the saved network does not say them.
+    1. By `fit` it is resized (its shorter side to `resize`) and cropped, squeezed or padded to `image_size`.
+    2. It is scaled to 0..1.
+    3. It is normalized by `mean` and `std`; None where the saved network does not record them.
+    4. It is resized to `resolution`.
+
+    `assumed` names the fields that the saved network does not record, and which have torchvision's usual values here.
     """
 
     color_order: str
@@ -31,16 +35,19 @@ class Preprocessing:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     resolution: tuple[int, int]
+    assumed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, input_spec: Mapping[str, Any], channels: int, resolution: int) -> Preprocessing:
-        """That of data with this input_spec; keys that older networks lack have the values that they were made with."""
+        """The preprocessing of data with this input_spec; keys that it lacks are `assumed`."""
         _, height, width = input_spec.get("shape") or (channels, resolution, resolution)
         fit = input_spec.get("fit") or "crop"
         if height != width or ("image_size" in input_spec and input_spec["image_size"] is None):
             fit = "squeeze"  # the data's images share a shape, which it leaves as it is
         if fit not in CROP_MODES:
             raise ValueError(f"input_spec: fit = {fit!r} is not one of {', '.join(CROP_MODES)}")
+        fields = ("fit", "interpolation", "background", *(("crop_pct",) if fit == "crop" else ()))
+        assumed = tuple(name for name in fields if input_spec.get(name) is None)
         crop_pct = float(input_spec.get("crop_pct") or 1.0) if fit == "crop" else 1.0
         mean, std = (input_spec.get(name) and tuple(input_spec[name]) for name in ("mean", "std"))
         return cls(
@@ -55,12 +62,16 @@ class Preprocessing:
             mean=mean or None,
             std=std or None,
             resolution=(resolution, resolution),
+            assumed=assumed,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, the steps in words among them."""
-        values = {"steps": self.steps()} | dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name != "resize" or value is not None}
+        values = {"steps": self.steps()} | dataclasses.asdict(self) | dict.fromkeys(self.assumed)
+        if self.resize is None or self.assumed:
+            del values["resize"]
+        del values["assumed"]
+        return values
 
     def steps(self) -> list[str]:
         """What is done, in order and in words."""
@@ -73,10 +84,11 @@ class Preprocessing:
         normalized = "mean and standard deviation are not recorded"
         if self.mean and self.std:
             normalized = f"subtract the mean {list(self.mean)}, divide by the standard deviation {list(self.std)}"
+        unsure = f"; assumed, as the network does not record {', '.join(self.assumed)}" if self.assumed else ""
         steps = [
             f"decode to 8 bits, turn as EXIF says, put transparent pixels on {list(self.background)}",
             "convert to RGB" if self.color_order == "RGB" else "convert to grey (PIL's L)",
-            f"{fits[self.fit]} ({self.interpolation}, antialiased, as PIL does)",
+            f"{fits[self.fit]} ({self.interpolation}, antialiased, as PIL does{unsure})",
             "divide by 255",
             normalized,
         ]
@@ -108,8 +120,15 @@ def open_code(p: Preprocessing) -> str:
     return f'''def open_image(path):
     """An image file as a viewer shows it, in 8 bits."""
     image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"{{path}} has pixels of 32 bits, whose range is not known")
+        opaque = pixels != image.info.get("transparency", -1)
+        planes = [(pixels >> 8).astype(np.uint8), opaque.astype(np.uint8) * 255]
+        image = Image.merge("LA", [Image.fromarray(plane) for plane in planes])
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, {(*p.background, 255)}), image)
@@ -143,6 +162,7 @@ def preprocess_code(p: Preprocessing) -> str:
     channels = 3 if p.color_order == "RGB" else 1
     normalized = f"(pixels - np.float32({list(p.mean)})) / np.float32({list(p.std)})" if p.mean and p.std else "pixels"
     lines = [
+        *([f"# The network does not record {', '.join(p.assumed)} of its training: assumed."] if p.assumed else []),
         "image = open_image(path)",
         *fit_code(p).splitlines(),
         f"pixels = np.asarray(image, np.float32).reshape({p.image_size[0]}, {p.image_size[1]}, {channels}) / 255",

@@ -137,7 +137,7 @@ def padded(image):
 
 folder = "$folder"  # where this is
 sys.path.insert(0, folder)
-import build  # tells timm of the architecture
+import build  # registers the architecture with timm
 
 model = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
 classes = model.pretrained_cfg.get("label_names") or range(model.num_classes)

@@ -20,6 +20,7 @@ import yaml
 
 from predictors.runtimes import RUNTIMES, Run, RunPart, Source, gpu_name
 from predictors.store import digest
+from supernet.values import unwrapped
 
 STATISTICS = {"min": 0, "p10": 10, "median": 50, "p90": 90}  # as percentiles
 LEAST_ROUNDS, LEAST_RUNS = 3, 20  # of a network, the runs in all rounds together
@@ -61,9 +62,10 @@ class Device:
             object.__setattr__(self, "affinity", tuple(self.affinity))
         kinds = {"str": str, "int": int, "float": (int, float)}  # a description may come from a file
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = unwrapped(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
             if not isinstance(value, kinds.get(field.type, object)) or isinstance(value, bool):
-                raise ValueError(f"{self.name}: {field.name} = {value!r} is no {field.type}")
+                raise ValueError(f"{self.name}: {field.name} = {value!r} is not of the type {field.type}")
         for field, known in (
             ("runtime", tuple(RUNTIMES)),
             ("precision", RUNTIMES[self.runtime].precisions if self.runtime in RUNTIMES else ()),

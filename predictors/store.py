@@ -368,7 +368,7 @@ def _encoded(column: str, value: Any, kind: str) -> Any:
     if kind in ("JSON", "SHARED JSON"):
         return json.dumps(value, sort_keys=True, allow_nan=False)
     if kind == "REAL" and not math.isfinite(value):
-        raise ValueError(f"{column} = {value} is no finite number")
+        raise ValueError(f"{column} = {value} is NaN or infinite")
     if kind == "REAL":
         return float(value) + 0.0  # SQLite has no -0.0
     return {"INTEGER": int, "TEXT": str, "NAME": str}[kind](value)

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from supernet.values import integer
+
 __all__ = ["devices", "evaluate", "export", "make_data", "measure", "prepare", "read_section", "records", "specialize"]
 
 LOADERS = {"holdout": "val_dataloader", "test": "test_dataloader"}  # of a data module, by what they load
@@ -63,8 +67,8 @@ def specialize(
         pareto: this many budgets, evenly spread over the latencies that the supernet has, on a log scale.
         data: a YAML file with class_path and init_args; the data the supernet was trained on if left out.
         latency_samples: networks timed to fit the latency predictor; auto, as many as `measure` does.
-        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor; auto,
-            until more would tell it little.
+        accuracy_samples: networks evaluated, each with recalibrated BatchNorm, to fit the accuracy predictor; auto:
+            networks are added until the predictor's error stops falling.
         finalists: networks that each search proposes, and that are exported and timed before one is chosen.
         population: of the evolutionary search.
         generations: of the evolutionary search.
@@ -89,6 +93,7 @@ def specialize(
     Raises ValueError where a budget is not met, of several ones after all others were tried.
     """
     budgets = read_budgets(max_latency)
+    pareto = None if pareto is None else integer("pareto", pareto)
     if (pareto is None) != bool(budgets) or (pareto is not None and pareto < 2):
         raise ValueError(f"max_latency = {max_latency}, pareto = {pareto}: give budgets, or their number, at least 2")
     given = {"macs": max_macs, "params": max_params, "file_mb": max_file_mb, "memory_mb": max_memory_mb}
@@ -100,10 +105,8 @@ def specialize(
         raise ValueError(f"search: {search!r} is neither predictor nor direct")
     samples = read_samples("latency_samples", latency_samples)
     evaluations = read_samples("accuracy_samples", accuracy_samples)
-    least = {"finalists": 1, "population": 2, "generations": 0, "seed": 0}
-    for name, bound in least.items():
-        if locals()[name] < bound:
-            raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
+    finalists, seed = integer("finalists", finalists, 1), integer("seed", seed, 0)
+    population, generations = integer("population", population, 2), integer("generations", generations, 0)
 
     import glob
     import tempfile
@@ -122,7 +125,9 @@ def specialize(
         written_by(timed_on.runtime, timed_on.precision)
     devices = [timed_on.name for timed_on in described]
     if len(set(devices)) < len(devices) or any(set("/\\") & set(name) for name in devices):
-        raise ValueError(f"device = {device}: folders are named by {', '.join(devices)}, which does not do")
+        raise ValueError(
+            f"device = {device}: folders have the names of devices: {', '.join(devices)} repeat, or have / or \\"
+        )
     folder = Path(out)
     if folder.resolve() == Path(supernet).resolve():
         raise ValueError(f"out = {out} is the supernet's own folder")
@@ -151,7 +156,7 @@ def specialize(
     shared = Shared()
     found: dict[Path, dict[str, Any]] = {}
     missed: dict[str, Exception] = {}
-    with ending_on_sigterm(), lock_folder(folder, inside=False), tempfile.TemporaryDirectory() as files:
+    with ending_on_sigterm(), lock_folder(folder.absolute(), inside=several), tempfile.TemporaryDirectory() as files:
         remove_leftovers(folder)  # of a process that was killed
         for leftover in [left for name in devices for left in folder.glob(f".{glob.escape(name)}-*ms.????????")]:
             remove_leftovers(leftover.with_name(leftover.name[1:-9]))
@@ -186,7 +191,7 @@ def specialize(
         print(f"{len(reports)} networks, compared in {folder / FRONT_FILES[-1]}")
     if missed:
         told = "".join(f"\n{name}: {why}" for name, why in missed.items())
-        message = f"{len(reports)} networks were found, {len(missed)} were not:{told}"
+        message = f"{len(reports)} networks were written. For {len(missed)} budgets or devices there is none:{told}"
         raise ValueError(message) from ExceptionGroup("what was missed", list(missed.values()))
     return reports
 
@@ -220,7 +225,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 def read_budgets(given: float | str | list[float] | None) -> list[float]:
     """Budgets in ms, each once: a number, several, or a text of several that are separated by commas."""
-    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, (list, tuple)) else [given]
+    parts = given.split(",") if isinstance(given, str) else np.ravel(given).tolist() if given is not None else []
     try:
         return list({f"{float(part):g}": float(part) for part in parts if part is not None}.values())
     except (TypeError, ValueError):
@@ -260,10 +265,8 @@ def measure(
         "noise_floor": how well the measurements repeat, relative, "smallest_ms", "largest_ms", "seconds": by what they
         were spent on}
     """
-    number = read_samples("samples", samples)
-    for name, bound in {"max_samples": FIRST_SAMPLES, "seed": 0}.items():
-        if locals()[name] < bound:
-            raise ValueError(f"{name} = {locals()[name]}: at least {bound}")
+    number, seed = read_samples("samples", samples), integer("seed", seed, 0)
+    max_samples = integer("max_samples", max_samples, FIRST_SAMPLES)
     if not 0 < max_seconds < math.inf:
         raise ValueError(f"max_seconds = {max_seconds} is not a positive number")
 
@@ -280,9 +283,10 @@ def read_samples(name: str, given: int | str) -> int | None:
     """A number of networks to time or to evaluate, or None for auto."""
     if given == "auto":
         return None
-    if isinstance(given, str) or given < LEAST_SAMPLES:
-        raise ValueError(f"{name} = {given}: a number of at least {LEAST_SAMPLES}, or auto")
-    return given
+    try:
+        return integer(name, given, LEAST_SAMPLES)
+    except ValueError:
+        raise ValueError(f"{name} = {given}: a number of at least {LEAST_SAMPLES}, or auto") from None
 
 
 @contextmanager
@@ -656,7 +660,7 @@ def read_config(space: Any, name: str) -> Any:
         config = space.config_class(**values)
         space.encode([config])
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{name} is no config of a {space.config_class.__name__}: {error}") from error
+        raise ValueError(f"{name} is not a config of a {space.config_class.__name__}: {error}") from error
     return config
 
 

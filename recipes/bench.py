@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 from rich.progress import track
 from scipy.stats import t as student
@@ -49,7 +50,16 @@ from predictors.measuring import (
 from predictors.runtimes import RUNTIMES, part_file
 from predictors.store import Store, digest, network_id
 from recipes import FIRST_SAMPLES
-from recipes.device_files import FILES, trim, write_device_card, write_part, write_parts, writers, written_by
+from recipes.device_files import (
+    FILES,
+    metadata_room,
+    trim,
+    write_device_card,
+    write_part,
+    write_parts,
+    writers,
+    written_by,
+)
 from recipes.lab import Lab, uncalibrated
 from recipes.report import draw_front, write_page
 from recipes.workers import Failed, Workers, how_many
@@ -220,7 +230,7 @@ class Bench:
         ratios = [found for config in configs if (found := self._pairs(config))]
         if not ratios:
             why = self.reasons(spread, "final")
-            raise ValueError(f"{self.device.name}: no file that ships could be timed: {why}")
+            raise ValueError(f"{self.device.name}: no exported file could be timed: {why}")
         self.exporters_ratio, low, high = ratio_interval(ratios)
         self.exporters_interval = (low, high)
         if low > 1 + AGREE or high < 1 - AGREE:
@@ -284,9 +294,9 @@ class Bench:
         ]
 
     def footprints(self, X: np.ndarray, exporter: str, kind: str) -> np.ndarray:
-        """What the rows of X take, (n,) in MB: `file_mb`, the size of their files; or `memory_mb`, by how much a fresh
-        process grows at most that loads the network and runs it once, of files that ship the larger of `CONFIRMED`
-        measurements. Infinite where it cannot."""
+        """What the rows of X take, (n,) in MB: `file_mb`, the size of their files, of files that ship with the room for
+        their metadata; or `memory_mb`, by how much a fresh process grows at most that loads the network and runs it
+        once, of files that ship the larger of `CONFIRMED` measurements. Infinite where it cannot."""
         configs = self.supernet.space.decode(X)
         keys = [(*self._key(config, exporter), kind) for config in configs]
         times = CONFIRMED if kind == "memory_mb" and exporter == "final" else 1
@@ -303,7 +313,10 @@ class Bench:
                 self.store.add("footprint", key, {"mb": taken / 1e6})
         known = self.store.get("footprint", keys)
         taken = [[record["mb"] for record in known.get(key, [])[:times]] for key in keys]
-        return np.array([max(mb) if len(mb) == times else math.inf for mb in taken])
+        mb = np.array([max(mb) if len(mb) == times else math.inf for mb in taken])
+        if kind == "file_mb" and exporter == "final":
+            mb += [metadata_room(self.supernet.extract(config), self.device) / 1e6 for config in configs]
+        return mb
 
     def _memory(self, config: Any, exporter: str) -> int | None:
         """The bytes that a network takes; None where they cannot be told."""
@@ -585,7 +598,11 @@ class Bench:
                 shutil.copyfile(file, temporary / file.name)
 
         if not kept.is_dir():
-            write_folder(kept, copy, ())
+            try:
+                write_folder(kept, copy, ())
+            except OSError:
+                if not kept.is_dir():  # else another process was faster
+                    raise
             trim(self.kept, KEPT_BYTES, least=1)
         os.utime(kept)
         return sorted(kept.iterdir())
@@ -619,11 +636,6 @@ class Bench:
         if not self.evaluates:
             self.evaluates = True
             self.close()
-
-    def torch_items(self, config: Any) -> dict[str, np.ndarray]:
-        """Figures of the items of the select part (see `evaluate_items`), by torch."""
-        network = self.calibrated(config)
-        return evaluate_items(lambda inputs: network(*network.prepare(inputs)), self.selected)
 
     def file_items(self, config: Any, part: str) -> dict[str, np.ndarray]:
         """Figures of the items of a part of the data (see `evaluate_items`): of the file that ships, in its runtime.
@@ -676,8 +688,10 @@ class Bench:
             state = pickle.dumps(decides)
         except Exception:  # of another package's class; it is searched again
             return search()
-        modules = ("supernet.search", "supernet.space", "predictors.latency", "predictors.accuracy")
-        key = (digest([hashlib.sha256(state).hexdigest(), *code_digests([*modules, type(self.supernet).__module__])]),)
+        modules = {"supernet.search", "supernet.space", "supernet.values", "predictors.latency", "predictors.accuracy"}
+        code = code_digests(sorted(modules | family_modules(self.supernet)))
+        programs = [np.__version__, sklearn.__version__]
+        key = (digest([hashlib.sha256(state).hexdigest(), code, programs]),)
         if not (found := self.store.get("search", [key]).get(key)):
             self.store.add("search", key, {"found": search().tolist()})
             found = self.store.get("search", [key])[key]
@@ -698,6 +712,8 @@ class Bench:
             for file in files:
                 shutil.copyfile(file, temporary / file.name)
             write_device_card(subnet, self.device, temporary, report, folder.name)
+            if "file_mb" in report:
+                report["file_mb"] = sum((temporary / file.name).stat().st_size for file in files) / 1e6
             text = json.dumps(json.loads(json.dumps(report, default=float), parse_constant=lambda _: None), indent=1)
             (temporary / "report.json").write_text(text + "\n")  # JSON has no NaN, and no infinity
             draw_front(report).savefig(temporary / "front.png", dpi=120)
@@ -739,8 +755,14 @@ def try_device(device: Device, folder: Path) -> Measurement:
 
 def code_id(supernet: Supernet) -> str:
     """The identity of the code that writes files of a supernet's networks: another version may write others."""
-    modules = {type(supernet).__module__, *(f"supernet.{name}" for name in ("elastic", "export", "model"))}
+    modules = {*family_modules(supernet), *(f"supernet.{name}" for name in ("elastic", "export", "model"))}
     return digest(code_digests(sorted(modules | {"recipes.device_files"})))
+
+
+def family_modules(supernet: Supernet) -> set[str]:
+    """The imported modules of the package that a supernet's family is in."""
+    package = type(supernet).__module__.partition(".")[0]
+    return {name for name in sys.modules if name.partition(".")[0] == package}
 
 
 def code_digests(modules: Iterable[str]) -> list[str]:

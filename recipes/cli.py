@@ -28,7 +28,7 @@ WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expecte
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; an error of the user's is told, with exit status 1 (SUPERNET_TRACEBACK=1 shows where).
+    """Run the command; an error of the user's is reported, with exit status 1 (SUPERNET_TRACEBACK=1 shows where).
 
     That of options that cannot be parsed is 2; 130 that of Ctrl-C, and 143 of SIGTERM.
     """
@@ -159,7 +159,7 @@ def keep_freed_memory() -> None:
 
 def usage() -> str:
     verbs = {name: getattr(import_module("recipes"), name).__doc__.splitlines()[0] for name in VERBS}
-    lines = ["usage: supernet COMMAND [OPTIONS]   (COMMAND --help tells its options)", ""]
+    lines = ["usage: supernet COMMAND [OPTIONS]   (COMMAND --help lists the options)", ""]
     lines += ["  fit          Train a supernet through all phases of a recipe."]
     lines += [
         "  validate     Evaluate subnets of a checkpoint on the held-out part.",

@@ -194,7 +194,7 @@ def find_network(
             continue
         if not chosen:
             break
-        C, measured = A[chosen], bench.final_latencies(A[chosen], "timing finalists as the files that ship")
+        C, measured = A[chosen], bench.final_latencies(A[chosen], "timing the exported files of the finalists")
         hopes = figures[figure][chosen]
         others = np.delete(np.arange(len(A)), chosen)  # a prediction is by one that has not seen the network
         if not direct and len(others) < 2:  # of a space of few networks
@@ -267,7 +267,7 @@ def refuse_closed_forms(bench: Bench, bounds: Mapping[str, float], ends: np.ndar
     for name, least in ((name, float(values.min())) for name, values in bench.supernet.costs(X).items()):
         if bounds.get(name, math.inf) < least:
             raise ValueError(
-                f"{name} = {bounds[name]:g} cannot be met: the least of {len(X)} networks, the smallest among them, is"
+                f"{name} = {bounds[name]:g} cannot be met: the smallest value among {len(X)} networks is"
                 f" {least:g}. Give at least that"
             )
 
@@ -279,8 +279,8 @@ def refuse_budget(bench: Bench, budget: float, smallest: np.ndarray) -> None:
     least = bench.least_ms(config)
     if math.isfinite(ms) and budget * MARGIN < least:
         raise ValueError(
-            f"{budget:g} ms cannot be met on {bench.device.name}: the smallest network takes {ms:.3g} ms, its fastest"
-            f" run {least:.3g} ms. Give a budget of at least {1.05 * ms:.2g} ms, or a faster device: {config}"
+            f"the budget of {budget:g} ms cannot be met on {bench.device.name}: the smallest network takes {ms:.3f} ms,"
+            f" its fastest run {least:.3f} ms. Give at least {1.05 * ms:.3f} ms, or a faster device"
         )
 
 
@@ -338,7 +338,7 @@ def none_met(finals: Sequence[Mapping[str, Any]], bounds: Mapping[str, float], s
         told.append("none of them ran")
     elsewhere = f" and {len(finals) - len(own)} for other budgets" if len(finals) > len(own) else ""
     return (
-        f"of {len(own)} networks timed as the files that ship{elsewhere}, none met {budget:.3f} ms{wanted}:"
+        f"{len(own)} exported networks were timed{elsewhere}, none met {budget:.3f} ms{wanted}:"
         f" {', '.join(told)}; of the samples {told_fastest([sample], budget)}"
     )
 

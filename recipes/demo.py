@@ -63,13 +63,14 @@ def main() -> None:
         whole_items = torch_items(whole, data)
 
     draw_training(run / "logs", out / "training.png")
+    smaller = smallest + 0.2 * (largest - smallest)
     items, difference = file_items(out / "subnet" / "subnet.onnx", subnet, data)
     print(
         f"\nA supernet was trained on the digits, and a network was cut from it for {DEVICE} on this machine.\n"
         f"  budget {budget:.3f} ms: latency predicted {report['predicted_latency_ms']:.3f} ms, measured"
         f" {report['confirmed_ms']:.3f} ms (smallest network {smallest:.3f} ms, largest {largest:.3f} ms)\n"
         f"{told_beside_largest(report, items, whole_items, largest, costs)}\n"
-        f"{told_beside_random(items, tested, int(chosen_by.argmax()))}\n\n{told_next(out, budget)}"
+        f"{told_beside_random(items, tested, int(chosen_by.argmax()))}\n\n{told_next(out, smaller)}"
     )
     if failures := what_is_wrong(smallest, largest, budget, report["confirmed_ms"], difference):
         sys.exit("demo failed: " + "; ".join(failures))
@@ -99,11 +100,12 @@ class Compared:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        words = "as accurate as" if self.low <= 0 <= self.high else "more accurate than" if self.low > 0 else None
-        words = words or "less accurate than"
+    def beside(self, others: str) -> str:
+        """The result in words; an interval that contains 0 shows no difference."""
+        words = "no difference is shown from" if self.low <= 0 <= self.high else None
+        words = words or ("more accurate than" if self.low > 0 else "less accurate than")
         return (
-            f"{words} (by {100 * self.difference:+.2f} points, 95 % interval {100 * self.low:+.2f} to"
+            f"{words} {others}: {100 * self.difference:+.2f} points (95 % interval {100 * self.low:+.2f} to"
             f" {100 * self.high:+.2f})"
         )
 
@@ -121,9 +123,9 @@ def told_beside_random(items: Items, others: Sequence[Items], best: int) -> str:
     """How a network compares on the test set with the mean of random ones, and with the `best` of them, which was
     chosen on other images."""
     return (
-        f"  of {len(others)} random networks within the budget, on the {len(items['counted'])} test images, it is\n"
-        f"    {compare_with(items, others)} their mean,\n"
-        f"    {compare_with(items, [others[best]])} the one that is best on the images by which it was chosen, too"
+        f"  test accuracy ({len(items['counted'])} images) beside {len(others)} random networks within the budget:\n"
+        f"    {compare_with(items, others).beside('their mean')}\n"
+        f"    {compare_with(items, [others[best]]).beside('the best of them on the images by which it was chosen')}"
     )
 
 
@@ -139,7 +141,7 @@ def told_beside_largest(
     )
 
 
-def told_next(out: Path, budget: float) -> str:
+def told_next(out: Path, smaller: float) -> str:
     """Where the files are, how a network is loaded, and what a newcomer may do next."""
     specialize = f"supernet specialize --supernet {out / 'fit' / 'supernet'} --device {DEVICE}"
     return f"""Files
@@ -156,7 +158,7 @@ Load the network
   session = onnxruntime.InferenceSession("{out / "subnet" / "subnet.onnx"}")
 
 Next
-  {specialize} --max_latency {0.8 * budget:.3f} --out runs/faster
+  {specialize} --max_latency {smaller:.3f} --out runs/faster
   {specialize} --pareto 4 --out runs/front
   supernet devices                             # what else can be measured on this machine
 """

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from predictors.runtimes import RUNTIMES, SUFFIXES, batches
 from supernet.export import (
     NETWORK_FILES,
     PLAN,
+    finish_onnx,
     part_to_executorch,
     part_to_onnx,
     quantize_onnx,
@@ -27,7 +28,7 @@ from supernet.export import (
     write_plan,
 )
 from supernet.formats import FORMATS, Request, exported_as, saved_as
-from supernet.metadata import CARD_FILES, Measured, write_card
+from supernet.metadata import CARD_FILES, Exported, Measured, metadata_of, write_card
 from supernet.model import Part, Supernet
 
 PART_FILES = tuple(
@@ -36,6 +37,7 @@ PART_FILES = tuple(
 USE_FILES = ("translate.py", "tokenizer.json")  # of any family, beside its files
 FILES = (*NETWORK_FILES, *PART_FILES, PLAN, *USE_FILES, *CARD_FILES, "report.json", "report.html", "front.png")
 CALIBRATION, CALIBRATION_RUNS = 128, 16  # items, and runs, that the ranges of int8 networks are taken from
+MEASURED_ROOM, PROPERTY = 2000, 16  # bytes that measured figures, and the frame of a property, take at most
 CACHE, KEPT = 4e9, 64  # bytes of exported networks, and how many stay whatever they take
 
 
@@ -104,8 +106,16 @@ def seen_by_parts(
 
 def write_device_card(network: Supernet, device: Device, folder: Path, report: Mapping[str, Any], called: str) -> None:
     """Write metadata.json, README.md and what else is used with a device's files to their folder, which will be
-    `called` so."""
+    `called` so; and the metadata into ONNX files, whose graphs stay as they were timed."""
     suffixes = {".onnx", ".xml", ".pte"} & {file.suffix for file in folder.iterdir()}
+    exported, measured = exported_for(network, device, suffixes), Measured.of(report)
+    for file in folder.glob("*.onnx"):
+        finish_onnx(file, None, metadata_of(network, exported, measured).properties())
+    write_card(folder, network, exported, measured, called)
+
+
+def exported_for(network: Supernet, device: Device, suffixes: Container[str]) -> Exported:
+    """The description of a network's files of some suffixes for a device; of the saved network where there is none."""
     names = [name for name, format in FORMATS.items() if format.suffix in suffixes]
     parts = network.parts(device.batch)
     if names:
@@ -113,8 +123,16 @@ def write_device_card(network: Supernet, device: Device, folder: Path, report: M
         exported = exported_as(network, name, parts, Request(device.batch))
     else:
         exported = saved_as(network, parts)
-    exported = dataclasses.replace(exported, runtime=device.runtime)
-    write_card(folder, network, exported, Measured.of(report), called)
+    return dataclasses.replace(exported, runtime=device.runtime)
+
+
+def metadata_room(network: Supernet, device: Device) -> int:
+    """By how many bytes the metadata may enlarge a network's ONNX files, what is measured of it included."""
+    if RUNTIMES[device.runtime].files != ".onnx" or (device.runtime, device.precision) == ("openvino", "int8"):
+        return 0  # other files, or none
+    count = len(network.parts(device.batch))
+    properties = metadata_of(network, exported_for(network, device, {".onnx"}), Measured()).properties()
+    return count * (MEASURED_ROOM + sum(len(f"{name}{text}".encode()) + PROPERTY for name, text in properties.items()))
 
 
 def written_by(runtime: str, precision: str) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ CKPT_PATH = (
 
 
 class EpochLines(ProgressBar):
-    """A line per epoch, for logs: where standard output is no terminal, Lightning's bars leave little of use.
+    """Prints a line per epoch where standard output is not a terminal; Lightning's bars are unreadable in a log.
 
     Figures of validation are in the lines of the epochs that were validated.
     """
@@ -202,6 +202,10 @@ class SupernetCLI(LightningCLI):
         self.last = LastCheckpoint(run / LAST.parent, every)
         self.trainer_defaults["callbacks"] = [self.last, StopSignals()]
         listed = trainer["callbacks"] or []
+        if any(
+            isinstance(callback, SubnetValidation) for callback in (listed if isinstance(listed, list) else [listed])
+        ):
+            raise ValueError("trainer.callbacks: SubnetValidation is set by the section `validation`: leave it out")
         kwargs["callbacks"] = listed = adopt(listed if isinstance(listed, list) else [listed])
         if trainer["enable_checkpointing"] is None:  # Lightning's default would add a ModelCheckpoint to ours
             kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in listed)
@@ -321,7 +325,10 @@ class SupernetCLI(LightningCLI):
         states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         if not ends(self.model.phases, self.model.steps_per_epoch, trainer.global_step, states):
             say(self._where(trainer.global_step), flush=True)
-            if any(isinstance(timer, Timer) and timer.time_remaining() <= 0 for timer in trainer.callbacks):
+            if any(
+                isinstance(timer, Timer) and timer.time_remaining() is not None and timer.time_remaining() <= 0
+                for timer in trainer.callbacks
+            ):
                 raise SystemExit(UNFINISHED)
             return
         if trainer.is_global_zero:

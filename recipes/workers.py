@@ -154,7 +154,7 @@ def serve(descriptor: int) -> None:
 def how_many(state: int) -> int:
     """How many processes may work, each with a copy of a state of so many bytes: one a core, as memory allows."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(cores, MOST, int(free_memory() / 2 / (EACH + 3 * state))))
+    return max(0, int(min(cores, MOST, free_memory() / 2 / (EACH + 3 * state))))
 
 
 def free_memory() -> float:

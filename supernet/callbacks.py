@@ -215,7 +215,7 @@ def of_stochastic(callback: lightning.StochasticWeightAveraging) -> WeightAverag
 def of_averaging(callback: lightning.WeightAveraging) -> WeightAverage:
     """WeightAveraging and its subclasses (EMAWeightAveraging), by their `should_update`.
 
-    Where that wants an epoch, the weights enter after the epoch's last step, before validation.
+    If `should_update` accepts an epoch, the weights of the epoch's last step enter the average, before validation.
     """
     options = dict(callback._kwargs)
     average = options.pop("avg_fn", None) or equal_average

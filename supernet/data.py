@@ -39,7 +39,7 @@ def calibration_batches(data: DataLoader | Dataset | Iterable, n: int = 2000, se
     """
     n = integer("n", n, 1)
     dataset = data.dataset if isinstance(data, DataLoader) else data
-    if not hasattr(dataset, "__getitem__") or isinstance(dataset, (IterableDataset, list, tuple)):
+    if not is_indexed(dataset) or isinstance(data, (list, tuple)):  # a list alone is one of batches
         yield from _first_inputs(data, n)
         return
     loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=128)
@@ -66,7 +66,7 @@ def image_spec(
     ValueError where the first item is not an image tensor C, H, W with a label, or nothing says the classes.
     """
     dataset = data.dataset if isinstance(data, DataLoader) else data
-    item = dataset[0] if hasattr(dataset, "__getitem__") else next(iter(dataset))
+    item = dataset[0] if is_indexed(dataset) else next(iter(dataset))
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise ValueError(f"an item of {_name(dataset)} is {_kind(item)}: (image, label) is expected")
     image = item[0]
@@ -97,7 +97,7 @@ def image_spec(
 # ---------------------------------------------------------------------------------------------------- checks
 
 
-def check_module(data: Any, needs: Iterable[str] = ("input_spec", "calibration_batches")) -> None:
+def check_module(data: Any, needs: Iterable[str]) -> None:
     """Raise ValueError that names all that a data module lacks of `needs`, and how to give each.
 
     An input_spec must be a dict of JSON values.
@@ -182,7 +182,7 @@ def first_batch(loader: Any) -> Any:
     The global random state stays as it was.
     """
     with seeded():
-        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+        if not isinstance(loader, DataLoader) or not is_indexed(loader.dataset):
             return next(iter(loader), None)
         if not len(loader.dataset):
             return None
@@ -194,6 +194,12 @@ def first_batch(loader: Any) -> Any:
             return next(iter(loader), None)
 
 
+def is_indexed(dataset: Any) -> bool:
+    """Whether items have numbers; torch's Dataset, and so an IterableDataset, has a `__getitem__` that raises."""
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return indexed and not isinstance(dataset, IterableDataset)
+
+
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
     """Python's, NumPy's and torch's global random numbers from `seed`; then as they were."""
@@ -201,7 +207,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (data sets of users draw from it)
-        torch.default_generator.manual_seed(seed)  # fork_rng restores the CPU's alone
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs, too
         try:
             yield
         finally:
@@ -240,18 +246,32 @@ def _classes(dataset: Any) -> int | Sequence[str] | None:
         labels = dataset.tensors[-1]
     if labels is not None and len(labels):
         return int(np.max(np.asarray(labels))) + 1
-    inner = dataset.dataset if isinstance(dataset, Subset) else next(iter(getattr(dataset, "datasets", ())), None)
-    return None if inner is None else _classes(inner)
+    found = [_classes(inner) for inner in _inner(dataset)]
+    if not found or None in found:
+        return None
+    if all(isinstance(classes, int) for classes in found):
+        return max(found)
+    return found[0] if all(list(classes) == list(found[0]) for classes in found) else None
 
 
 def _normalization(dataset: Any) -> tuple[Any, Any]:
     """The mean and std of the Normalize in a data set's transform, else (None, None)."""
-    inner = getattr(dataset, "dataset", None) if isinstance(dataset, Subset) else None
-    transform = getattr(dataset, "transform", None)
-    for step in getattr(transform, "transforms", [transform]):
+    for step in _steps(getattr(dataset, "transform", None)):
         if type(step).__name__ == "Normalize" and hasattr(step, "mean"):
             return step.mean, step.std
-    return (None, None) if inner is None else _normalization(inner)
+    return next((found for inner in _inner(dataset) if (found := _normalization(inner)) != (None, None)), (None, None))
+
+
+def _steps(transform: Any) -> Iterator[Any]:
+    """The transforms that a transform is made of."""
+    for step in getattr(transform, "transforms", ()):
+        yield from _steps(step)
+    yield transform
+
+
+def _inner(dataset: Any) -> list[Any]:
+    """The data sets that a Subset or a ConcatDataset is made of."""
+    return [dataset.dataset] if isinstance(dataset, Subset) else list(getattr(dataset, "datasets", ()))
 
 
 def gives(data: Any, name: str) -> bool:

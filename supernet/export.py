@@ -42,7 +42,7 @@ def describe(network: Supernet) -> dict[str, Any]:
         "family": type(network).__name__,
         "arguments": json_value("arguments", network.arguments),
         "space": network.space.to_dict(),
-        "config": dataclasses.asdict(network.config) if network.extracted else None,
+        "config": json_value("config", dataclasses.asdict(network.config)) if network.extracted else None,
         "input_spec": json_value("input_spec", network.input_spec),
     }  # the dtype is that of the weights
 
@@ -343,7 +343,7 @@ def quantize_onnx(
             finish_onnx(temporary, None, properties)
         for output in onnx_session(temporary).run(None, dict(seen[0])):
             if not np.isfinite(output).all():
-                raise ValueError(f"{source} quantized gives outputs that are no finite numbers")
+                raise ValueError(f"{source} quantized gives outputs that are NaN or infinite")
 
     write_atomically(path, write)
     return path
@@ -410,7 +410,7 @@ def quantize_openvino(source: str | Path, path: str | Path, batches: Iterable[Ma
         )
     for output in openvino.compile_model(quantized, "CPU")(batches[0]).values():
         if not np.isfinite(output).all():
-            raise ValueError(f"{source} quantized gives outputs that are no finite numbers")
+            raise ValueError(f"{source} quantized gives outputs that are NaN or infinite")
     save_openvino(quantized, path)
     return path
 
@@ -539,7 +539,7 @@ def check_executorch(part: Part, path: Path, exactly: bool) -> None:
             raise RuntimeError(f"the ExecuTorch file takes {name} of up to {sizes}, not {wanted}")
     for name, expected, x in zip(part.outputs, [made] if isinstance(made, Tensor) else made, found, strict=True):
         if not x.isfinite().all():
-            raise ValueError(f"{name} of the ExecuTorch file is no finite number")
+            raise ValueError(f"{name} of the ExecuTorch file is NaN or infinite")
         x, expected = x.double(), expected.double()
         difference, largest = (x - expected).abs().max().item(), expected.abs().max().item() or 1.0
         if exactly and not difference <= TOLERANCE * largest:

@@ -142,8 +142,12 @@ def check_request(names: Sequence[str], batch: int | str, opset: int | None) -> 
             raise ValueError(f"format: {name!r} is not one of {', '.join(known)}")
     if isinstance(batch, str) and batch != DYNAMIC or not isinstance(batch, str) and batch < 1:
         raise ValueError(f"batch = {batch}: a number of at least 1, or {DYNAMIC}")
-    if opset is not None and opset < LEAST_OPSET:
-        raise ValueError(f"opset = {opset}: at least {LEAST_OPSET}")
+    if opset is not None:
+        import onnx.defs
+
+        newest = onnx.defs.onnx_opset_version()
+        if not LEAST_OPSET <= opset <= newest:
+            raise ValueError(f"opset = {opset}: at least {LEAST_OPSET}, at most {newest} (onnx {onnx.__version__})")
     kind = DYNAMIC if batch == DYNAMIC else "fixed"
     for name in names:
         if opset is not None and not known[name].has_opset:
@@ -181,10 +185,11 @@ def write_export(network: Supernet, name: str, out: Path, request: Request) -> P
     from supernet.export import write_folder
 
     format, target = known_formats()[name], place(network, name, out)
+    check_place(network, name, out, request.overwrite)
     if format.families:
         format.function()(network, target, request)
     elif target.suffix:
-        write_beside(target, lambda folder: write_parts(network, name, folder, out.name, request), request.overwrite)
+        write_beside(target, lambda folder: write_parts(network, name, folder, out.resolve().name, request))
     else:
         files = (*file_names(network, format), *use_of(network).files, *CARD_FILES)
         write_folder(
@@ -203,8 +208,9 @@ def check_place(network: Supernet, name: str, out: Path, overwrite: bool) -> Non
         raise FileExistsError(f"{out / README} is not of an earlier export: choose another --out")
 
 
-def write_beside(target: Path, write: Callable[[Path], None], overwrite: bool) -> None:
-    """Have `write` fill a temporary folder, then give its files their place beside others; `target` comes last."""
+def write_beside(target: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary folder, then give its files their place beside others. Each appears whole; `target`
+    comes last."""
     from supernet.export import sync
 
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -251,7 +251,7 @@ def readme(metadata: Metadata, use: Use, name: str) -> str:
     runtime = runtime_of(exported)
     code = Template(use.snippet(exported)).safe_substitute(folder=name)
     header = ["library_name: " + runtime.library, *([f"pipeline_tag: {use.task}"] if use.task else [])]
-    header += ["language:", *(f"- {language}" for language in use.languages)] if use.languages else []
+    header += ["language:", *(f"- {json.dumps(language)}" for language in use.languages)] if use.languages else []
     header += ["tags:", *(f"- {tag}" for tag in ("supernet", exported.format))]
     needs = ", ".join(dict.fromkeys((*runtime.packages, *use.packages)))
     versions = ", ".join(f"{package} {version}" for package, version in metadata.versions.items())
@@ -416,8 +416,9 @@ def run(*arrays):
 
 
 def runtime_of(exported: Exported) -> RuntimeUse:
-    """How the runtime of an export is used; torch-compile runs what torch runs."""
-    return RUNTIMES[exported.runtime.removesuffix("-compile")]
+    """How the runtime of an export is used; torch-compile runs what torch runs. Of a runtime that another package
+    added, only the name is known."""
+    return RUNTIMES.get(exported.runtime.removesuffix("-compile"), RuntimeUse(exported.runtime, (exported.runtime,)))
 
 
 def assembled(exported: Exported, imports: Iterable[str], code: str) -> str:

@@ -110,9 +110,9 @@ class Stopped(SystemExit):
 class StopSignals(pl.Callback):
     """Lets SIGTERM and SIGINT (Ctrl-C) stop a training at the end of a batch, where its state is whole.
 
-    In validation that is the end of a validation batch, too. Raises `Stopped` in every process of the training; the
-    second signal is a KeyboardInterrupt at once. The signal by which SLURM announces the end of a job, and by which
-    Lightning saves the state and has the job requeued, waits for the end of a batch, too. Works in the main thread.
+    During validation, the training stops after the current validation batch. Raises `Stopped` in every process of the
+    training; the second signal is a KeyboardInterrupt at once. SLURM announces the end of a job by a signal, by which
+    Lightning saves the state and has the job requeued; it waits for the end of a batch, too. Works in the main thread.
     """
 
     def __init__(self) -> None:

@@ -183,9 +183,8 @@ class SearchSpace:
             if not isinstance(value, tuple):
                 value = choice.values[_index(choice, value, choice.name)]
                 value = _nest([value] * int(np.prod(choice.shape)), choice.shape)
-            elif (
-                choice.gate is None and len(value) != (choice.shape or (0,))[0]
-            ):  # encode knows the depth of a gated one
+            # `encode` knows the depth of a gated choice.
+            elif choice.gate is None and len(value) != (choice.shape or (0,))[0]:
                 wanted = f"one value, or {choice.shape[0]} entries" if choice.shape else "one value"
                 raise ValueError(f"{choice.name} = {value}: expected {wanted}")
             fields[choice.name] = value

@@ -287,16 +287,18 @@ class SupernetTask(pl.LightningModule):
         self.label_smoothing = label_smoothing = real("label_smoothing", label_smoothing)
         clip_norm = None if clip_norm is None else real("clip_norm", clip_norm)
         accumulate, seed = integer("accumulate", accumulate), integer("seed", seed)
+        ignore_index = integer("ignore_index", ignore_index)
+        decay_unsampled, channels_last = bool(decay_unsampled), bool(channels_last)
         self.class_weights = check_class_weights(class_weights)
         self.register_buffer("class_weight", None, persistent=False)  # (classes,), once the data are known
-        for name, value, ok in (
-            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1),
-            ("clip_norm", clip_norm, clip_norm is None or 0 < clip_norm < math.inf),
-            ("accumulate", accumulate, accumulate >= 1),
-            ("seed", seed, seed >= 0),
+        for name, value, ok, allowed in (
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and less than 1"),
+            ("clip_norm", clip_norm, clip_norm is None or 0 < clip_norm < math.inf, "a positive number, or None"),
+            ("accumulate", accumulate, accumulate >= 1, "at least 1"),
+            ("seed", seed, seed >= 0, "at least 0"),
         ):
             if not ok:
-                raise ValueError(f"{name} = {value} makes no sense")
+                raise ValueError(f"{name} = {value}: {allowed}")
         if distillation not in DISTILLATION:
             raise ValueError(f"distillation: {distillation!r} is not one of {sorted(DISTILLATION)}")
         self.distillation = DISTILLATION[distillation]
@@ -606,7 +608,7 @@ class SupernetTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(torch.isfinite(p).all() for p in self.supernet.parameters()):
             raise ValueError(
-                f"training diverged by step {self.global_step}: weights are no finite numbers. Lower lr, or set"
+                f"training diverged by step {self.global_step}: weights are NaN or infinite. Lower lr, or set"
                 " clip_norm; the last checkpoint is kept"
             )
         if not self.whole:
@@ -633,12 +635,17 @@ class SupernetTask(pl.LightningModule):
         self.check_run(checkpoint, except_for=("accumulate",) if self._check_processes(checkpoint) else ())
         self.resumed_steps_per_epoch = steps = checkpoint["steps_per_epoch"]
         self.begun_step = checkpoint.get("begun_step")
-        batches = checkpoint.get("batches_per_epoch", steps * self.accumulate)
+        accumulated = checkpoint["settings"]["accumulate"]  # another one where the number of processes is another
+        batches = checkpoint.get("batches_per_epoch", steps * accumulated) * self.accumulate // accumulated
         position = (checkpoint["global_step"], steps, batches, self.accumulate)
         checkpoint["loops"] = loops_at(checkpoint["loops"], *position)
         callbacks = checkpoint.get("callbacks", {})
         for key in [key for key in callbacks if key.startswith("Timer")]:
             del callbacks[key]  # max_time is each command's: the same one would have none left
+        if not is_finished(checkpoint):
+            for state in callbacks.values():  # EarlyStopping, which ended an earlier phase, would end the run for good
+                if "stopping_reason" in state:
+                    state["stopping_reason"] = EarlyStoppingReason.NOT_STOPPED.value
 
     def _check_supernet(self, checkpoint: dict[str, Any]) -> None:
         if "supernet" not in checkpoint:

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
 import hat
@@ -17,7 +17,7 @@ import ofa
 import recipes
 from recipes.cli import main
 from recipes.lightning import follow_data
-from supernet.data import calibration_batches, check_module, image_spec
+from supernet.data import calibration_batches, check_module, first_batch, image_spec
 from supernet.export import load
 from supernet.search import evolutionary_search
 from supernet.training import Phase, SubnetValidation, SupernetTask
@@ -258,6 +258,31 @@ def fit(data, tmp_path, classes=4, **options):
 def test_batches_that_no_step_could_use_are_refused_before_training(collate, labels, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(Mine(collate, labels), tmp_path)
+
+
+class Stream(IterableDataset):
+    transform = v2.Compose([v2.Compose([v2.Normalize([0.5], [0.25])])])
+
+    def __iter__(self):
+        return iter([(torch.full((1, 4, 4), float(i)), i % 2) for i in range(6)])
+
+
+def test_a_stream_of_items_is_read_from_its_beginning():
+    assert first_batch(DataLoader(Stream(), batch_size=2))[1].tolist() == [0, 1]
+    assert image_spec(Stream(), classes=2)["std"] == [0.25]  # of a nested transform
+    (images,) = next(iter(calibration_batches(DataLoader(Stream(), batch_size=3), 3)))
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_a_list_in_a_loader_is_a_data_set_that_is_drawn_from():
+    items = [(torch.full((1, 2, 2), float(i)), i // 32) for i in range(64)]
+    first, second = (list(calibration_batches(DataLoader(items, 16, shuffle=True), 32)) for _ in range(2))
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(first, second)) and first[0][0].max() > 31
+
+
+def test_data_sets_in_a_row_have_the_classes_of_all():
+    parts = [TensorDataset(torch.zeros(5, 1, 2, 2), labels) for labels in (torch.arange(5), torch.arange(5, 10))]
+    assert image_spec(ConcatDataset(parts), mean=0.5, std=0.5)["classes"] == 10
 
 
 def test_a_module_that_lacks_something_is_refused_with_how_to_give_it(tmp_path):

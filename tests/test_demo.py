@@ -25,13 +25,13 @@ def test_networks_of_equal_accuracy_are_nearly_always_said_to_be_equal():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         compared = compare_with(drawn(rng, 0.9), [drawn(rng, 0.9) for _ in range(20)])
-        said.append(str(compared).startswith("as accurate as"))
+        said.append(compared.beside("their mean").startswith("no difference is shown from their mean"))
     assert np.mean(said) > 0.9
 
 
 def test_a_difference_is_said_in_words():
-    assert str(Compared(0.02, 0.01, 0.03)).startswith("more accurate than (by +2.00 points")
-    assert str(Compared(-0.02, -0.03, -0.01)).startswith("less accurate than (by -2.00 points")
+    assert Compared(0.02, 0.01, 0.03).beside("it").startswith("more accurate than it: +2.00 points")
+    assert Compared(-0.02, -0.03, -0.01).beside("it").startswith("less accurate than it: -2.00 points")
 
 
 @pytest.mark.parametrize(

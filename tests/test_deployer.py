@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 import hat
 import ofa
-from hat.huggingface import to_huggingface, translate
+from hat.huggingface import to_huggingface
+from hat.translation import translate
 from predictors.devices import DEVICES
 from recipes import bench, export, read_section, specialize
 from supernet.evaluation import evaluate_network

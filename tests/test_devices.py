@@ -135,8 +135,8 @@ def test_a_device_can_be_described_in_a_file(tmp_path, name, text):
         ("{runtime: torch}", "at least a name and a runtime"),
         ("[1, 2]", "at least a name and a runtime"),
         ("{name: mine, runtime: tensorrt}", "runtime = 'tensorrt' is not one of"),
-        ("{name: mine, runtime: torch, threads: two}", "threads = 'two' is no int"),
-        ("{name: mine, runtime: [torch]}", "runtime = .*is no str"),
+        ("{name: mine, runtime: torch, threads: two}", "threads = 'two' is not of the type int"),
+        ("{name: mine, runtime: [torch]}", "runtime = .*is not of the type str"),
         ("{name: mine", "cannot be read as a device"),
     ],
 )

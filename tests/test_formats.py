@@ -55,6 +55,7 @@ def session(path):
         ({"batch": 0}, "batch = 0: a number of at least 1, or dynamic"),
         ({"batch": "many"}, "batch = many: a number of at least 1, or dynamic"),
         ({"opset": 16}, "opset = 16: at least 17"),
+        ({"opset": 99}, "opset = 99: at least 17, at most"),
         ({"format": "huggingface"}, "huggingface is for Transformer, and .* is a MobileNetV3"),
         ({"format": "onnx-int8"}, "does not say its data: give --data"),
     ],
@@ -133,10 +134,16 @@ def test_an_onnx_file_carries_its_metadata(folder, tmp_path):
     preprocessing = metadata["preprocessing"]
     assert preprocessing["color_order"] == "RGB" and preprocessing["value_range"] == [0.0, 1.0]
     assert preprocessing["image_size"] == [32, 32] and preprocessing["resolution"] == [24, 24]
-    assert preprocessing["mean"] == [0.5] * 3 and preprocessing["fit"] == "crop"
+    assert preprocessing["mean"] == [0.5] * 3 and preprocessing["fit"] is None  # not recorded
     assert metadata["metric"] is None and metadata["latency"] is None
     assert {"supernet", "torch", "onnx", "onnxscript"} <= metadata["versions"].keys()
     assert "No metric was measured" in (tmp_path / "README.md").read_text()
+
+
+def test_a_file_of_the_users_is_not_replaced(tmp_path):
+    (tmp_path / "subnet.onnx").touch()
+    with pytest.raises(FileExistsError, match="subnet.onnx already exists"):
+        write_export(subnet(), "onnx", tmp_path, Request(opset=17))
 
 
 def test_a_second_export_replaces_the_first_only_when_asked(folder, tmp_path):
@@ -192,6 +199,8 @@ def test_the_files_of_a_device_say_how_it_runs_them(tmp_path, device, files, run
     device = DEVICES[device]
     for file in files:
         (tmp_path / file).touch()
+        if file.endswith(".onnx"):
+            onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), tmp_path / file)
     write_device_card(subnet(), device, tmp_path, {}, "best")
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert (metadata["runtime"], metadata["precision"]) == (device.runtime, device.precision)

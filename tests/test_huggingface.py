@@ -18,9 +18,10 @@ from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCach
 
 import hat
 import hat.huggingface
-from hat.huggingface import bleu, compare_bleu, from_huggingface, save_huggingface, to_huggingface, translate
+from hat.huggingface import from_huggingface, save_huggingface, to_huggingface
 from hat.layers import EOS, PAD
 from hat.modeling_hat import CACHE, HatForConditionalGeneration
+from hat.translation import bleu, compare_bleu, translate
 from supernet.distillation import label_loss
 
 VOCABULARY = 60
@@ -504,7 +505,7 @@ def test_generation_is_told_in_the_folder(tmp_path: Path) -> None:
         folder = save_huggingface(subnet, tmp_path / "export", generation=generation, overwrite=True)
         written = json.loads((folder / "generation_config.json").read_text())
         assert expected.items() <= written.items() and ("max_length" in written) == ("max_length" in expected)
-    with pytest.raises(ValueError, match="beams is no field"):
+    with pytest.raises(ValueError, match="beams is not a field"):
         save_huggingface(subnet, tmp_path / "other", generation={"beams": 3})
 
 

@@ -25,9 +25,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import hat
 from hat.data import fast, numbers, train_tokenizer
-from hat.huggingface import from_huggingface, save_huggingface, to_huggingface, translate
+from hat.huggingface import from_huggingface, save_huggingface, to_huggingface
 from hat.layers import EOS, PAD
 from hat.modeling_hat import CACHE, HatConfig, HatForConditionalGeneration
+from hat.translation import translate
 
 VOCABULARY, WIDTH = 60, 32
 SOURCE = torch.tensor([[7, 8, 9, 10, 11, 12, EOS], [20, 21, 22, EOS, PAD, PAD, PAD]])

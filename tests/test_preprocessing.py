@@ -65,10 +65,13 @@ def test_timms_transform_makes_the_inputs_that_the_network_had(root, channels, o
         torch.testing.assert_close(transform(image), expected, atol=2e-6, rtol=0)
 
 
-def test_networks_that_were_saved_with_less_keep_the_meaning_of_their_input():
-    old = {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "classes": 10}
-    p = Preprocessing.of(old, 3, 32)
-    assert (p.fit, p.crop_pct, p.resize, p.mean) == ("crop", 1.0, 32, (0.5, 0.5, 0.5))
+def test_what_a_network_does_not_record_is_said_to_be_assumed():
+    p = Preprocessing.of({"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "classes": 10}, 3, 32)
+    facts = p.to_dict()
+    assert {facts[name] for name in ("fit", "crop_pct", "interpolation", "background")} == {None}
+    assert facts["mean"] == (0.5, 0.5, 0.5) and "resize" not in facts
+    unsure = "does not record fit, interpolation, background, crop_pct"
+    assert any(unsure in step for step in facts["steps"]) and unsure in preprocess_code(p)
     assert Preprocessing.of({}, 1, 28).mean is None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -135,6 +136,10 @@ def test_the_winner_meets_the_budget_and_is_what_the_report_says(folder, tmp_pat
     assert {path.name for path in out.iterdir()} == files
     assert sum(p.numel() for p in load(out).parameters()) == report["params"]
     assert json.loads((out / "report.json").read_text())["budget_ms"] == 50
+    properties = {entry.key: entry.value for entry in onnx.load(out / "subnet.onnx").metadata_props}
+    metadata = json.loads((out / "metadata.json").read_text())
+    assert properties.keys() == metadata.keys() and metadata["latency"]["ms"] == report["confirmed_ms"]
+    assert json.loads(properties["latency"]) == metadata["latency"]
 
 
 def test_what_was_measured_is_not_measured_again(folder, tmp_path, work):
@@ -640,7 +645,9 @@ def test_of_two_measurements_the_memory_of_a_file_that_ships_is_the_larger(folde
 
 def test_a_bound_that_nothing_meets_is_refused_before_any_evaluation(folder, tmp_path, work):
     for bound in ("macs", "params", "file_mb", "memory_mb"):
-        with pytest.raises(ValueError, match=f"{bound} = 0.001 cannot be met: the (least of|smallest network has)"):
+        with pytest.raises(
+            ValueError, match=f"{bound} = 0.001 cannot be met: the (smallest value among|smallest network has|least of)"
+        ):
             specialize(str(folder), max_latency=50.0, out=str(tmp_path / "x"), **FEW, **{f"max_{bound}": 0.001})
     assert work["evaluated"] == 0
 
@@ -808,14 +815,10 @@ def test_what_was_timed_for_one_budget_competes_for_the_others(folder, tmp_path,
 def test_a_failed_search_tells_its_own_finalists_from_those_for_other_budgets():
     finals = [{"config": "a", "found_for_ms": 5.0, "latency_ms": 3.0}]
     told = closed_loop.none_met(finals, {"latency_ms": 2.0}, {"config": "b", "latency_ms": 2.5})
-    assert told.startswith(
-        "of 0 networks timed as the files that ship and 1 for other budgets, none met 2.000 ms: none "
-    )
+    assert told.startswith("0 exported networks were timed and 1 for other budgets, none met 2.000 ms: none ")
     assert "none was predicted to, the fastest took 3.000 ms, 1.000 ms too long: a; of the samples the fastest" in told
     told = closed_loop.none_met(finals, {"latency_ms": 5.0}, {"config": "b", "latency_ms": 2.5})
-    assert told.startswith(
-        "of 1 networks timed as the files that ship, none met 5.000 ms: the fastest took 3.000 ms: a;"
-    )
+    assert told.startswith("1 exported networks were timed, none met 5.000 ms: the fastest took 3.000 ms: a;")
 
 
 def test_a_network_timed_by_one_statistic_says_nothing_of_another(folder, tmp_path, blind):
@@ -824,7 +827,7 @@ def test_a_network_timed_by_one_statistic_says_nothing_of_another(folder, tmp_pa
         closed_loop.find_network(opened, 50.0, None, *LENGTHS, shared=shared)
         opened.device = dataclasses.replace(opened.device, statistic="p90")
         blind()
-        with pytest.raises(ValueError, match="of 0 networks timed as the files that ship, none met"):
+        with pytest.raises(ValueError, match="0 exported networks were timed, none met"):
             closed_loop.find_network(opened, 50.0, None, *LENGTHS, shared=shared)
 
 
@@ -851,7 +854,8 @@ def test_a_finalist_whose_memory_could_not_be_asked_is_not_shared(folder, tmp_pa
 
 
 def test_a_budget_that_is_missed_costs_no_other_one(folder, tmp_path):
-    with pytest.raises(ValueError, match="1 networks were found, 1 were not:\nonnxruntime-0.0001ms: 0.0001 ms cannot"):
+    one = "1 networks were written. For 1 budgets or devices there is none:\n"
+    with pytest.raises(ValueError, match=f"{one}onnxruntime-0.0001ms: the budget of 0.0001 ms cannot"):
         specialize(str(folder), out=str(tmp_path / "out"), max_latency=[1e-4, 50.0], **FEW)
     assert (tmp_path / "out" / "onnxruntime-50ms" / "report.json").is_file()
 
@@ -940,7 +944,9 @@ def test_a_device_that_fails_costs_no_other_one(folder, tmp_path, monkeypatch):
 
     few = FEW | {"device": "torch,onnxruntime", "latency_samples": 6, "store": str(tmp_path / "store.sqlite")}
     monkeypatch.setattr(bench, "write_parts", failing)
-    with pytest.raises(ValueError, match="1 networks were found, 1 were not:\nonnxruntime.*: no such") as caught:
+    with pytest.raises(
+        ValueError, match="1 networks were written. For 1 budgets or devices there is none:\nonnxruntime.*: no such"
+    ) as caught:
         specialize(str(folder), out=str(tmp_path / "out"), max_latency=[500.0], **few)
     error, chain = caught.value.__cause__.exceptions[0], []
     while error is not None:

@@ -68,7 +68,7 @@ def test_a_key_of_the_wrong_length_or_a_nan_is_refused(tmp_path):
     with Store(tmp_path / "store") as store:
         with pytest.raises(ValueError, match="network_id"):
             store.add("latency", ("network",), {})
-        with pytest.raises(ValueError, match="accuracy = nan is no finite number"):
+        with pytest.raises(ValueError, match="accuracy = nan is NaN or infinite"):
             store.add("accuracy", ("network", "weights", "data"), figures(float("nan")))
         with pytest.raises(ValueError, match="a record of accuracy has accuracy, loss, not accuracy"):
             store.add("accuracy", ("network", "weights", "data"), {"accuracy": 0.9})

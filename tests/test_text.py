@@ -400,6 +400,7 @@ COLUMNS = {
     "languages of codes": (lambda a, b: {"en": a, "de": b}, {"source": "en_GB", "target": "de-AT"}),
     "another case": (lambda a, b: {"EN": a, "De": b}, {}),
     "translation": (lambda a, b: {"id": "x", "translation": {"en": a, "de": b}}, {}),
+    "translation, Indonesian": (lambda a, b: {"id": "7", "translation": {"id": a, "de": b}}, {"source": "id"}),
     "translation, flat": (lambda a, b: {"translation.en": a, "translation.de": b}, {}),
     "translation, listed": (lambda a, b: {"translation": [{"en": a}, {"de": b}]}, {}),
     "translation, rows": (
