@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,8 @@ def begin(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell has programs in the background ignore SIGINT, and those that they start.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -152,22 +155,32 @@ def check_verb(folder: Path, supernet: Path, verb: str, rng: np.random.Generator
     """Stop `measure` or `specialize` again and again; nothing that was stored is measured again."""
     small = ["--latency-samples", "10", "--accuracy-samples", "10", "--finalists", "2", "--population", "20"]
     lengths = ["--samples", "20"] if verb == "measure" else [*small, "--generations", "10", "--max-latency", "1000"]
-    counts, happened = {}, collections.Counter()
-    for name in ("whole", "parts"):
+    happened, round = collections.Counter(), 0
+
+    def arguments(name: str) -> tuple[list[str], Path]:
         store = folder / f"{verb}-{name}.sqlite"
-        arguments = [verb, "--supernet", str(supernet), "--device", "onnxruntime", "--store", str(store), *lengths]
+        given = [verb, "--supernet", str(supernet), "--device", "onnxruntime", "--store", str(store), *lengths]
         if verb == "specialize":
-            arguments += ["--out", str(folder / f"specialized-{name}"), "--overwrite", "true"]
-        for kind in rng.choice(SIGNALS, stops if name == "parts" else 0):
-            process = begin(folder, *arguments)
-            if stop_after(process, store, str(kind), int(rng.integers(1, 8)), float(rng.uniform(0, 1))):
-                happened[str(kind)] += 1
-        finish(begin(folder, *arguments))
-        counts[name] = dict(records(store))
-    print(f"{verb}: {dict(happened)}; most records of a network, by table: {counts}")
-    for table, most in counts["parts"].items():
-        if most > counts["whole"].get(table, 0):
-            sys.exit(f"{verb}: {table} was measured again: {most} times, without stops {counts['whole'].get(table, 0)}")
+            given += ["--out", str(folder / f"specialized-{name}"), "--overwrite", "true"]
+        return given, store
+
+    given, store = arguments("whole")
+    finish(begin(folder, *given))
+    whole = dict(records(store))
+    while happened.total() < stops:  # once a command has ended, nothing is left to be stopped: another store
+        given, store = arguments(f"parts-{round}")
+        while happened.total() < stops:
+            kind, process = str(rng.choice(SIGNALS)), begin(folder, *given)
+            if not stop_after(process, store, kind, int(rng.integers(1, 8)), float(rng.uniform(0, 1))):
+                break
+            happened[kind] += 1
+        finish(begin(folder, *given))
+        parts = dict(records(store))
+        for table, most in parts.items():
+            if most > whole.get(table, 0):
+                sys.exit(f"{verb}: {table} was measured again: {most} times, without stops {whole.get(table, 0)}")
+        round += 1
+    print(f"{verb}: {dict(happened)} in {round} runs; most records of a network, by table: {whole}, stopped {parts}")
     halves = [path.name for path in folder.rglob(".*") if not path.name.endswith(".lock")]
     if halves:
         sys.exit(f"{verb}: half-written: {halves}")

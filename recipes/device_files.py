@@ -120,7 +120,7 @@ def exported_for(network: Supernet, device: Device, suffixes: Container[str]) ->
     parts = network.parts(device.batch)
     if names:
         name = next((name for name in names if FORMATS[name].precision == device.precision), names[0])
-        exported = exported_as(network, name, parts, Request(device.batch))
+        exported = exported_as(name, parts, Request(device.batch))
     else:
         exported = saved_as(network, parts)
     return dataclasses.replace(exported, runtime=device.runtime)

@@ -176,6 +176,8 @@ class SupernetCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make the data first, so that arguments of the supernet which the recipe leaves out follow them."""
         config = self.config
+        if self.subcommand == "fit" and not config.fit.trainer.fast_dev_run:
+            self._hold_run()  # before the data are read, which may take minutes
         with seeded():  # as in `recipes.make_data`: a split at random is the same one
             section = Namespace(
                 {"subcommand": self.subcommand, self.subcommand: Namespace(data=self._get(config, "data"))}
@@ -242,15 +244,19 @@ class SupernetCLI(LightningCLI):
 
     # ---- fit
 
+    @rank_zero_only
+    def _hold_run(self) -> None:
+        """Refuse a run folder that cannot be written or is in use, else hold it to the end."""
+        run = Path(self._get(self.config, "run"))
+        for folder in (run, run / LAST.parent, run / "logs"):
+            check_writable(folder)
+        self.held.enter_context(lock_folder(run))
+        for written in (run / LAST, run / "supernet"):
+            remove_leftovers(written)
+
     def before_fit(self) -> None:
         run = Path(self._get(self.config, "run"))
         first = self.trainer.is_global_zero and not self.trainer.fast_dev_run
-        if first:
-            for folder in (run, run / LAST.parent, run / "logs"):
-                check_writable(folder)
-            self.held.enter_context(lock_folder(run))
-            for written in (run / LAST, run / "supernet"):
-                remove_leftovers(written)
         given = self.config_init["fit"]["ckpt_path"]
         self._resolve_checkpoint(None)
         check_free(run / "supernet", NETWORK_FILES, overwrite=True)

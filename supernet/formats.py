@@ -240,7 +240,7 @@ def write_parts(network: Supernet, name: str, folder: Path, called: str, request
     size = 1 if request.batch == DYNAMIC else request.batch
     with evaluating(network):
         parts = batched_parts(network, request.batch)
-        exported = exported_as(network, name, parts, request)
+        exported = exported_as(name, parts, request)
         properties = metadata_of(network, exported, request.measured).properties()
         for part_name, part in parts.items():
             feeds = request.seen[part_name] if format.calibrates else None
@@ -262,7 +262,7 @@ def batched_parts(network: Supernet, batch: int | str) -> dict[str, Part]:
     return {name: opened(part) for name, part in parts.items()}
 
 
-def exported_as(network: Supernet, name: str, parts: Mapping[str, Part], request: Request) -> Exported:
+def exported_as(name: str, parts: Mapping[str, Part], request: Request) -> Exported:
     """The description of the files that a format writes."""
     from supernet.export import ONNX_OPSET, for_one_batch
 
