@@ -114,7 +114,7 @@ class ImageData(pl.LightningDataModule):
         try:
             held, trained = stratified(source.train.labels, holdout, np.random.default_rng((seed, 0)))
         except ValueError as error:
-            raise ValueError(f"holdout = {holdout}: {error}") from error
+            raise ValueError(f"holdout: {error}") from error
         report_small_classes(source.train.labels, self.classes)
         look = ("L" if channels == 1 else "RGB", tuple(background))
         self.train = Images(source.train, np.sort(trained), *look, augment, seed)

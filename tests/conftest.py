@@ -1,13 +1,23 @@
 import pytest
 import torch
 
-# The files that take longest begin first, so that no process is left alone with one of them at the end.
-LONG = ("test_specialize", "test_cli", "test_wheel", "test_translation", "test_resume", "test_engines", "test_deployer")
+# The files that take longest begin first, so that no process is left alone with one of them at the end. test_training
+# forks, which torch refuses once gradients were checkpointed in a process, as other files do.
+FIRST = (
+    "test_specialize",
+    "test_training",
+    "test_cli",
+    "test_wheel",
+    "test_translation",
+    "test_resume",
+    "test_engines",
+    "test_deployer",
+)
 
 
 def pytest_collection_modifyitems(items):
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
 
 
 @pytest.fixture(autouse=True)

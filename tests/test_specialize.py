@@ -930,7 +930,7 @@ def test_what_was_evaluated_for_another_budget_counts_where_it_is_near_this_one(
 def test_devices_that_would_share_a_folder_are_refused(folder, tmp_path):
     (tmp_path / "other.yaml").write_text("{name: onnxruntime, runtime: onnxruntime, threads: 2}")
     few = FEW | {"device": f"onnxruntime,{tmp_path / 'other.yaml'}"}
-    with pytest.raises(ValueError, match="folders are named by onnxruntime, onnxruntime"):
+    with pytest.raises(ValueError, match="folders have the names of devices: onnxruntime, onnxruntime repeat"):
         specialize(str(folder), out=str(tmp_path / "out"), max_latency=50.0, **few)
 
 
