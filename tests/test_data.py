@@ -129,7 +129,7 @@ def test_what_does_not_exist_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ofa.ImageData(name)
-    with pytest.raises(ValueError, match="holdout = 5000"):
+    with pytest.raises(ValueError, match="holdout: 5000 of 1437"):
         ofa.ImageData(holdout=5000)
 
 
