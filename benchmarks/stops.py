@@ -4,7 +4,7 @@
 
 Kinds of stops: SIGKILL, SIGTERM, SIGINT; for fit also max_time and a callback's should_stop. Fails unless the stopped
 run and the uninterrupted one have bit-identical weights, nothing in the store was measured again, and no file is
-half-written. The 20 stops of fit took 31 minutes on two cores that were shared with seven other programs.
+half-written. On two busy cores the 20 stops of fit took 31 minutes, of measure 16 and of specialize 10.
 """
 
 from __future__ import annotations
