@@ -457,12 +457,12 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds, decoder_inputs_embeds: vectors (B, S, E) and (B', T, D) in place of those that
                 `get_input_embeddings()` and the decoder's embeddings have for tokens.
             labels: the target (B, T), padded on the right with -100, which is ignored; else ValueError.
-            use_cache: make a cache, or return the one given; the default where there are no labels.
+            use_cache: return a cache: the given one, or a new one. True by default where there are no labels.
             output_attentions: return the weights of attention, one tensor a layer: `encoder_attentions`
                 (B, heads, S, S), `decoder_attentions` (B', heads, T, T), `cross_attentions` (B', heads, T, span x S),
-                where the keys of the last encoder layer come first, then those of the layer before.
+                of which the first S keys are of the last encoder layer, the next S of the layer before it.
             output_hidden_states: return `encoder_hidden_states` and `decoder_hidden_states`, embeddings first.
-            num_items_in_batch: targets that the loss is a mean over; those of these labels if left out.
+            num_items_in_batch: the number of targets by which the loss is divided; the targets of `labels` if None.
             kwargs: other arguments of transformers' models, which are not used.
         """
         cache = past_key_values if cache is None else cache

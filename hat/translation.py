@@ -195,9 +195,9 @@ def bleu(
 ) -> dict[str, Any]:
     """sacrebleu's BLEU of a corpus, {"bleu", "low", "high", "signature"}, with a 95 % interval of 1000 resamples.
 
-    `tokenize` is one of sacrebleu's tokenizers, else that of the target `language`, else that of the references'
-    script (see choose_tokenizer); the signature names it. The interval is the bootstrap's mean plus and minus half its
-    width, as `sacrebleu --confidence` states it.
+    `tokenize` is one of sacrebleu's tokenizers. If None, the target `language` decides, or else the script of the
+    references (see choose_tokenizer). The signature names the tokenizer. The interval is the bootstrap's mean plus and
+    minus half its width, as `sacrebleu --confidence` states it.
     """
     check_lengths(hypotheses, references)
     metric = bleu_metric(tokenize or choose_tokenizer(language, references))
@@ -230,8 +230,10 @@ def compare_bleu(
     language: str | None = None,
     tokenize: str | None = None,
 ) -> dict[str, float]:
-    """By how much the BLEU of `hypotheses` is above that of `others`, {"difference", "difference_low",
-    "difference_high"}, with the 95 % interval of a paired bootstrap (Koehn 2004): both on the same 1000 resamples."""
+    """The BLEU of `hypotheses` less the BLEU of `others`, {"difference", "difference_low", "difference_high"}.
+
+    The 95 % interval is of a paired bootstrap (Koehn 2004): both are scored on the same 1000 resamples.
+    """
     check_lengths(hypotheses, others, references)
     metric = bleu_metric(tokenize or choose_tokenizer(language, references))
     names = "difference", "difference_low", "difference_high"
@@ -241,8 +243,7 @@ def compare_bleu(
 def compare_chrf(
     hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], seed: int = SEED
 ) -> dict[str, float]:
-    """By how much the chrF2 of `hypotheses` is above that of `others`, {"chrf_difference", "chrf_difference_low",
-    "chrf_difference_high"}; as compare_bleu."""
+    """As `compare_bleu`, of chrF2: {"chrf_difference", "chrf_difference_low", "chrf_difference_high"}."""
     check_lengths(hypotheses, others, references)
     names = "chrf_difference", "chrf_difference_low", "chrf_difference_high"
     return dict(zip(names, paired(import_sacrebleu().CHRF(), hypotheses, others, references, seed)))

@@ -230,7 +230,7 @@ class Images(Dataset):
 
     @cached_property
     def digest(self) -> str:
-        """A digest of which images these are, by the names within their folder, sizes and labels; not of pixels."""
+        """A digest of the images' names within their folder, file sizes and labels. Pixels are not read."""
         state = hashlib.sha256(self.indices.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
         if isinstance(self.source, Files):
             paths = [self.source.name(i) for i in self.indices]

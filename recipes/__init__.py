@@ -19,6 +19,7 @@ LOADERS = {"holdout": "val_dataloader", "test": "test_dataloader"}  # of a data 
 # Networks that are timed, or evaluated: at least; before it is asked whether they are enough; at most, if not told.
 LEAST_SAMPLES, FIRST_SAMPLES, MOST_SAMPLES = 5, 20, 200
 MOST_TIMED = 60  # at most, of those that are timed
+GARBAGE = 100_000  # new objects from which on the garbage collector runs, where exports and imports make many
 FEW_SAMPLES = 10  # timed before that is asked where the store has another device's latencies
 FAILURES = (
     ValueError,

@@ -17,12 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-from recipes import import_from_here, looked_in
+from recipes import GARBAGE, import_from_here, looked_in
 
 LIGHTNING = ("fit", "validate", "test")
 VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate", "records")
 RECIPES = Path(__file__).parent
-GARBAGE = 100_000  # new objects from which on the garbage collector runs, in the verbs
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
 

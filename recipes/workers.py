@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from predictors.engines import end_with_stdin
+from recipes import GARBAGE
 
 MOST = 8  # processes
-GARBAGE = 100_000  # objects from which on they are collected, between jobs
 EACH = 1e9  # bytes that a process needs beside its copy of the state, roughly
 
 

@@ -40,7 +40,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove the temporary files and folders `.NAME.XXXXXXXX` that killed processes left beside a file or folder.
+    """Remove temporary files and folders. A killed process leaves them beside NAME, as `.NAME.XXXXXXXX`.
 
     Hold the lock of the folder first: another process may be writing one of them.
     """
