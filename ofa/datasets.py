@@ -18,7 +18,15 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision import datasets
 
-from ofa.image_files import NAMED, class_folders, find_broken, list_images, report_left_out, unreadable
+from ofa.image_files import (
+    NAMED,
+    class_folders,
+    find_broken,
+    find_broken_items,
+    list_images,
+    report_left_out,
+    unreadable,
+)
 from ofa.images import suffixes, to_picture
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs
@@ -71,6 +79,17 @@ class Items(Dataset):
         return Items(self.read, self.labels[indices], self.numbers[indices])
 
 
+class Encoded(Items):
+    """Images that another library's data set gives as the bytes of files; `state` is a digest of that data set."""
+
+    def __init__(self, state: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.state = state
+
+    def subset(self, indices: np.ndarray) -> Encoded:
+        return Encoded(self.state, self.read, self.labels[indices], self.numbers[indices])
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """An opened data set: its two parts and what is known of them."""
@@ -121,28 +140,37 @@ def readable(source: Source, on_error: str) -> Source:
     """The data set without its broken files; where `on_error` is "raise", a ValueError that names them."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error = {on_error!r} is neither raise nor skip")
-    parts = {name: part for name, part in (("train", source.train), ("test", source.test)) if isinstance(part, Files)}
-    paths = [path for part in parts.values() for path, _ in part.samples]
-    broken = find_broken(paths) if paths else {}
-    if not broken:
+    parts = {"train": source.train, "test": source.test}
+    broken: dict[str, dict[str, str]] = {name: {} for name in parts}  # part -> name of an image in it -> why
+    if files := {name: part for name, part in parts.items() if isinstance(part, Files)}:
+        found = find_broken([path for part in files.values() for path, _ in part.samples])
+        for name, part in files.items():
+            broken[name] = {path: found[path] for path, _ in part.samples if path in found}
+    for name, part in parts.items():
+        if isinstance(part, Encoded):
+            found = find_broken_items(part.state, len(part), part.read)
+            broken[name] = {part.name(number): why for number, why in found.items()}
+    if not any(broken.values()):
         return source
-    named = "".join(f"\n{unreadable(path, why)}" for path, why in list(broken.items())[:NAMED])
-    more = f"\nand {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    whole = {name: np.array([path not in broken for path, _ in part.samples]) for name, part in parts.items()}
-    counts = ", ".join(f"{(~fine).sum()} of the {name} part" for name, fine in whole.items())
+    listed = [
+        unreadable(image if name in files else f"{image} of the {name} part", why)
+        for name, part in broken.items()
+        for image, why in part.items()
+    ]
+    named = "".join(f"\n{line}" for line in listed[:NAMED])
+    more = f"\nand {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    counts = ", ".join(f"{len(part)} of the {name} part" for name, part in broken.items())
+    head = f"{len(listed)} of {sum(map(len, parts.values()))} image files are broken"
     if on_error == "raise":
-        raise ValueError(
-            f"{len(broken)} of {len(paths)} image files are broken ({counts}). Mend or remove them, or leave them out"
-            f" by on_error: skip.{named}{more}"
-        )
-    if not all(fine.any() for fine in whole.values()):
-        raise ValueError(
-            f"{len(broken)} of {len(paths)} image files are broken, no part may lose all ({counts}).{named}{more}"
-        )
-    rank_zero_info(f"{len(broken)} of {len(paths)} image files are broken and left out ({counts}):{named}{more}")
-    return dataclasses.replace(
-        source, **{name: part.subset(np.flatnonzero(whole[name])) for name, part in parts.items()}
-    )
+        raise ValueError(f"{head} ({counts}). Mend or remove them, or leave them out by on_error: skip.{named}{more}")
+    whole = {
+        name: np.array([i for i in range(len(part)) if part.name(i) not in broken[name]], dtype=np.int64)
+        for name, part in parts.items()
+    }
+    if not all(map(len, whole.values())):
+        raise ValueError(f"{head}, no part may lose all ({counts}).{named}{more}")
+    rank_zero_info(f"{head} and left out ({counts}):{named}{more}")
+    return dataclasses.replace(source, **{name: part.subset(whole[name]) for name, part in parts.items()})
 
 
 # ---------------------------------------------------------------------------------------------------- names
@@ -523,7 +551,7 @@ def from_timm(name: str, root: str | None, download: bool, arguments: Mapping[st
         raise ValueError(f"timm's {name} is a stream, whose images cannot be read by number: use hfds/NAME or a folder")
     if prefix.lower() == "hfds":
         readers = timm_hfds(name, root, download, arguments)
-        parts = [Items(partial(timm_image, reader), [*reader.iter_targets()]) for reader in readers]
+        parts = [encoded(reader) for reader in readers]
     else:
         readers = timm_folders(name, root, arguments)
         parts = [Files(reader.samples) for reader in readers]
@@ -579,6 +607,11 @@ def timm_reader(name: str, root: str | None, split: str, download: bool, argumen
 def timm_image(reader: Any, index: int) -> Image.Image:
     with reader[index][0] as file:
         return Image.open(io.BytesIO(file.read()))
+
+
+def encoded(reader: Any) -> Encoded:
+    """A part of a data set of Hugging Face's, whose fingerprint tells when its files have changed."""
+    return Encoded(reader.dataset._fingerprint, partial(timm_image, reader), [*reader.iter_targets()])
 
 
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}

@@ -7,9 +7,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +87,50 @@ def find_broken(paths: Sequence[str]) -> dict[str, str]:
             todo[folder] = found["broken"] if found.get("state") == states[folder] else list(files)
         with progress(sum(map(len, todo.values()))) as advance:
             for folder, names in todo.items():
-                found = {}
-                for chunk in (names[i : i + CHUNK] for i in range(0, len(names), CHUNK)):
-                    for name, why in zip(chunk, pool.map(why_broken, (folders[folder][name] for name in chunk))):
-                        advance()
-                        if why is not None:
-                            found[name] = why
+                found = check([folders[folder][name] for name in names], why_broken, pool, advance)
                 decoded += len(names)
-                broken |= {folders[folder][name]: why for name, why in found.items()}
-                known[folder] = {"state": states[folder], "broken": list(found)}
+                broken |= found
+                known[folder] = {"state": states[folder], "broken": [os.path.basename(path) for path in found]}
     if decoded > len(broken):
         rank_zero_info(f"{decoded} image files were checked in {time.monotonic() - start:.0f} s")
     return broken
 
 
+def find_broken_items(state: str, count: int, read: Callable[[int], Image.Image]) -> dict[int, str]:
+    """The numbers of the images that `read` cannot give, and why; remembered by the data set's digest `state`."""
+    start = time.monotonic()
+    with remembered([state]) as known, ThreadPoolExecutor(processors()) as pool:
+        todo = known[state]["broken"] if state in known else range(count)
+        with progress(len(todo)) as advance:
+            broken = check(todo, lambda number: why_undecodable(partial(read, number)), pool, advance)
+        known[state] = {"broken": list(broken)}
+    if len(todo) > len(broken):
+        rank_zero_info(f"{len(todo)} images were checked in {time.monotonic() - start:.0f} s")
+    return broken
+
+
+def check(
+    items: Sequence[Any], why: Callable[[Any], str | None], pool: ThreadPoolExecutor, advance: Callable[[], None]
+) -> dict[Any, str]:
+    """The items for which `why` gives a reason, with it."""
+    found = {}
+    for chunk in (items[i : i + CHUNK] for i in range(0, len(items), CHUNK)):
+        for item, reason in zip(chunk, pool.map(why, chunk)):
+            advance()
+            if reason is not None:
+                found[item] = reason
+    return found
+
+
 def why_broken(path: str) -> str | None:
-    """Why a file cannot be read as an image; None if it can. JPEG files are decoded whole, at low resolution."""
+    """Why a file cannot be read as an image; None if it can."""
+    return why_undecodable(lambda: Image.open(path), path)
+
+
+def why_undecodable(read: Callable[[], Image.Image], path: str = "") -> str | None:
+    """Why the image that `read` opens cannot be decoded; None if it can. JPEG is decoded whole, at low resolution."""
     try:
-        with Image.open(path) as image:
+        with read() as image:
             image.draft(None, (1, 1))
             as_shown(image, "RGB")
         return None

@@ -445,3 +445,19 @@ def test_a_data_set_of_hugging_face_s_is_read(tmp_path, part):
     data = ofa.ImageData(f"timm:hfds/{tmp_path}/set", str(tmp_path / "cache"), 2, 2, image_size=24)
     assert (len(data.train), len(data.test)) == (6, 4) and data.classes == list(CATEGORIES)
     assert data.test[0][0].shape == (3, 24, 24)
+
+
+def test_broken_images_of_a_data_set_of_hugging_face_s_are_found_before_training(tmp_path):
+    pytest.importorskip("datasets")
+    folders(("set/train", 8), ("set/test", 4))(tmp_path)
+    name, cache = f"timm:hfds/{tmp_path}/set", str(tmp_path / "cache")
+    ofa.ImageData(name, cache, 2, 2, image_size=24)
+    files = sorted((tmp_path / "set" / "train").glob("*/*"))
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match="1 of 12 image files are broken .1 of the train part.*\n.*0 of the train part"
+    ):
+        ofa.ImageData(name, cache, 2, 2, image_size=24)
+    data = ofa.ImageData(name, cache, 2, 2, image_size=24, on_error="skip")
+    assert len(data.train) + len(data.held_out) == 7
+    assert sum(len(images) for images, _ in data.train_dataloader()) > 0
