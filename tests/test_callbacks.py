@@ -6,14 +6,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging
 from safetensors.torch import load_file
 
 import ofa
 from recipes.cli import main
 from supernet.callbacks import WeightAverage
 from supernet.export import load
-from supernet.training import AtomicCheckpointIO, Phase, SubnetValidation, SupernetTask
+from supernet.resuming import read_checkpoint
+from supernet.training import AtomicCheckpointIO, LastCheckpoint, Phase, SubnetValidation, SupernetTask, is_finished
 
 RECIPE = """
 data:
@@ -302,3 +303,19 @@ def test_an_average_is_resumed_bit_identically(tmp_path, make):
 def test_swa_lrs_are_one_for_each_group_of_parameters(tmp_path):
     with pytest.raises(ValueError, match="the optimizer has 2 groups"):
         averaged(tmp_path, StochasticWeightAveraging(swa_lrs=[0.1, 0.1, 0.1]))
+
+
+class EndAt(pl.Callback):
+    def on_train_batch_end(self, trainer, task, *_):
+        trainer.should_stop = trainer.global_step == 5
+
+
+def test_a_run_whose_earlier_phase_was_stopped_early_is_finished_by_its_last_phase_alone(tmp_path):
+    def fit(*callbacks, ckpt_path=None):
+        task, data = convolutional([Phase("a", lr=0.05, epochs=1), Phase("b", lr=0.05, epochs=3)])
+        trainer = make_trainer(tmp_path, [SubnetValidation(0), LastCheckpoint(tmp_path), *callbacks])
+        trainer.fit(task, datamodule=data, ckpt_path=ckpt_path)
+        return trainer.global_step, is_finished(read_checkpoint(tmp_path / "last.ckpt"))
+
+    assert fit(EarlyStopping("train/loss", stopping_threshold=1e9)) == (2, False)
+    assert fit(EarlyStopping("train/loss", patience=100), EndAt(), ckpt_path=tmp_path / "last.ckpt") == (5, False)
