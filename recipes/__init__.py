@@ -356,10 +356,12 @@ def export(
         {format: what was written}
     """
     import_families()
+    from supernet.atomic import check_writable
     from supernet.formats import Request, check_network, check_place, check_request, known_formats, write_export
 
     names = list(dict.fromkeys(name.strip() for name in format.split(",")))
     check_request(names, batch, opset)
+    check_writable(out)
     network, module = load_subnet(subnet, architecture, data, ())
     check_network(names, network, subnet)
     folder = Path(out)

@@ -66,6 +66,12 @@ def test_what_no_file_can_be_is_refused_before_the_work(folder, tmp_path, option
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file/out cannot be written"):
+        export(str(tmp_path / "no subnet"), str(tmp_path / "file" / "out"))
+
+
 def test_help_and_errors_list_the_table(capsys):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
