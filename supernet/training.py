@@ -314,6 +314,7 @@ class SupernetTask(pl.LightningModule):
             "seed": seed,
         }
         self.resumed_steps_per_epoch: int | None = None
+        self.resumed_finished = False
         self.begun_step: int | None = None  # the step for which its phase was begun
         self.whole = True  # whether the weights, the teacher and the optimizer are those after `global_step` steps
         self.unfinished = False  # whether a step has begun: its batches have changed buffers, and nothing else
@@ -394,6 +395,8 @@ class SupernetTask(pl.LightningModule):
                 f"{type(self.trainer.strategy).__name__}: training on several processes needs strategy ddp"
             )
         self._check_module()
+        if self.resumed_finished:  # EarlyStopping ended the run, which Lightning would take up again
+            self.trainer.should_stop = True
 
     def _check_module(self) -> None:
         """Refuse, before the first step, data that the steps, the validations or the teacher could not use."""
@@ -642,7 +645,8 @@ class SupernetTask(pl.LightningModule):
         callbacks = checkpoint.get("callbacks", {})
         for key in [key for key in callbacks if key.startswith("Timer")]:
             del callbacks[key]  # max_time is each command's: the same one would have none left
-        if not is_finished(checkpoint):
+        self.resumed_finished = is_finished(checkpoint)
+        if not self.resumed_finished:
             for state in callbacks.values():  # EarlyStopping, which ended an earlier phase, would end the run for good
                 if "stopping_reason" in state:
                     state["stopping_reason"] = EarlyStoppingReason.NOT_STOPPED.value

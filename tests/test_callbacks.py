@@ -1,5 +1,6 @@
 """Lightning's own callbacks, listed in a recipe: each works, or is refused before training with a reason."""
 
+import shutil
 import sys
 
 import pytest
@@ -319,3 +320,16 @@ def test_a_run_whose_earlier_phase_was_stopped_early_is_finished_by_its_last_pha
 
     assert fit(EarlyStopping("train/loss", stopping_threshold=1e9)) == (2, False)
     assert fit(EarlyStopping("train/loss", patience=100), EndAt(), ckpt_path=tmp_path / "last.ckpt") == (5, False)
+
+
+def test_a_run_that_was_stopped_early_is_not_trained_on(tmp_path):
+    stopping = {"monitor": "train/loss", "stopping_threshold": 1e9}
+    recipe = write(tmp_path, [{"class_path": "EarlyStopping", "init_args": stopping}])
+    short = ["--model.phases", "[{name: all, epochs: 9, lr: 0.05}]"]
+    supernet("fit", recipe, *short)
+    before = load_file("run/supernet/network.safetensors")
+    shutil.rmtree("run/supernet")  # as if the command had been killed before it wrote the supernet
+    supernet("fit", recipe, *short, "--ckpt_path", "auto")
+    after = load_file("run/supernet/network.safetensors")
+    assert read_checkpoint("run/checkpoints/last.ckpt")["global_step"] == 2
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
