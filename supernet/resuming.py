@@ -110,9 +110,12 @@ class Stopped(SystemExit):
 class StopSignals(pl.Callback):
     """Lets SIGTERM and SIGINT (Ctrl-C) stop a training at the end of a batch, where its state is whole.
 
-    During validation, the training stops after the current validation batch. Raises `Stopped` in every process of the
-    training; the second signal is a KeyboardInterrupt at once. SLURM announces the end of a job by a signal, by which
-    Lightning saves the state and has the job requeued; it waits for the end of a batch, too. Works in the main thread.
+    During validation, the training stops after the current validation batch. A validation that was cut short, or that
+    was due after the batch, is not repeated: EarlyStopping and ModelCheckpoint do not see it.
+
+    Raises `Stopped` in every process of the training; the second signal is a KeyboardInterrupt at once. SLURM announces
+    the end of a job by a signal, by which Lightning saves the state and has the job requeued; it waits for the end of a
+    batch, too. Works in the main thread.
     """
 
     def __init__(self) -> None:
