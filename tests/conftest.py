@@ -1,3 +1,9 @@
+import os
+
+# Of the commands that tests start: threads of two trainings at once mostly wait for each other. Read when torch is
+# imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
