@@ -18,7 +18,7 @@ test: $(INSTALLED)
 
 test-extras: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --editable '.[openvino,executorch,ray]'
-	$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m extras tests/test_deployer.py tests/test_formats.py tests/test_ray.py tests/test_runtimes.py
+	$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m 'extras and not slow' tests/test_deployer.py tests/test_formats.py tests/test_ray.py tests/test_runtimes.py
 	command -v chromium > /dev/null || (apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium)
 	$(VENV)/bin/pytest -m browser tests/test_report.py
 

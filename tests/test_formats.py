@@ -176,7 +176,7 @@ def test_every_format_writes_a_folder_that_says_its_use(tmp_path, name, batch):
 
 
 @pytest.mark.extras
-@pytest.mark.parametrize("name", ["openvino", "executorch"])
+@pytest.mark.parametrize("name", ["openvino", pytest.param("executorch", marks=pytest.mark.slow)])
 def test_translation_networks_are_written_in_every_format(tmp_path, name):
     space = hat.transformer_space(
         embed_dim=(32,), ffn_embed_dim=(64,), heads=(2,), encoder_layer_num=(2,), decoder_layer_num=(1,),

@@ -116,7 +116,13 @@ def test_executorch_takes_the_threads_of_the_device(executorch_files):
 
 @pytest.mark.extras
 @pytest.mark.parametrize(
-    "name, tolerance", [("executorch", 1e-5), ("executorch-int8", 0.1), ("openvino", 1e-5), ("openvino-int8", 0.3)]
+    "name, tolerance",
+    [
+        pytest.param("executorch", 1e-5, marks=pytest.mark.slow),
+        ("executorch-int8", 0.1),
+        ("openvino", 1e-5),
+        ("openvino-int8", 0.3),
+    ],
 )
 def test_translation_files_compute_what_the_network_does_and_run_as_they_are_timed(tmp_path, name, tolerance):
     torch.manual_seed(0)
