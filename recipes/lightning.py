@@ -326,8 +326,8 @@ class SupernetCLI(LightningCLI):
             return
         if trainer.fast_dev_run or trainer.interrupted:
             return
-        if trainer.global_step == 0:
-            raise ValueError("no step was trained, so no supernet is saved: is limit_train_batches 0?")
+        if trainer.limit_train_batches == 0:
+            raise ValueError("limit_train_batches is 0: no step was trained, and no supernet is saved")
         states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         if not ends(self.model.phases, self.model.steps_per_epoch, trainer.global_step, states):
             say(self._where(trainer.global_step), flush=True)

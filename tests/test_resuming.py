@@ -130,6 +130,18 @@ def test_a_run_that_is_stopped_goes_on_bit_identically_with_the_same_command(
     assert same(weights(tmp_path / "parts"), whole[kind])
 
 
+def test_a_run_that_is_stopped_before_its_first_step_goes_on(fit, tmp_path):
+    status, said = fit("run", stop=(1, "should_stop"), accumulate=2)
+    assert status == 0 and "the run is not finished: 0 of " in said
+    status, said = fit("run", "--ckpt_path", "auto", accumulate=2)
+    assert status == 0 and (tmp_path / "run" / "supernet").exists()
+
+
+def test_a_run_without_batches_saves_no_supernet(fit, tmp_path):
+    status, said = fit("run", "--trainer.limit_train_batches", "0")
+    assert status == 1 and "limit_train_batches" in said and not (tmp_path / "run" / "supernet").exists()
+
+
 def test_max_time_is_of_each_command_and_its_exit_status_says_that_the_run_is_unfinished(fit, whole, tmp_path):
     more = ("--ckpt_path", "auto", "--trainer.max_time", "00:00:00:01")
     status, said = fit("parts", *more, stop=(4, "max_time"))
