@@ -22,6 +22,11 @@ from hat.layers import BOS, EOS, PAD, UNK
 from hat.modeling_hat import HatConfig, HatForConditionalGeneration
 from hat.transformer import Transformer, TransformerConfig
 from hat.translation import GENERATION
+from hat.translation import bleu as bleu
+from hat.translation import chrf as chrf
+from hat.translation import compare_bleu as compare_bleu
+from hat.translation import compare_chrf as compare_chrf
+from hat.translation import translate as translate
 from supernet.export import build, describe, write_folder
 from supernet.metadata import CARD_FILES, Measured, write_card
 

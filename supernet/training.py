@@ -27,6 +27,10 @@ from supernet import sampling
 from supernet.callbacks import adopt
 from supernet.data import check_batch, check_calibration, check_loader, check_module, gives
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
+from supernet.evaluation import compare as compare
+from supernet.evaluation import evaluate_items as evaluate_items
+from supernet.evaluation import evaluate_network as evaluate_network
+from supernet.evaluation import means as means
 from supernet.export import describe, write_atomically
 from supernet.model import Supernet, calibrate, has_batchnorm, positional_inputs
 from supernet.resuming import LAST, Stopped, loops_at, read_checkpoint

@@ -1,6 +1,7 @@
 """The arrows between packages: who may import whom."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import types
@@ -30,6 +31,7 @@ ALLOWED = {
         "supernet.callbacks",
         "supernet.data",
         "supernet.distillation",
+        "supernet.evaluation",
         "supernet.export",
         "supernet.model",
         "supernet.resuming",
@@ -93,3 +95,15 @@ def test_another_package_of_the_name_ofa_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ofa", stranger)
     with pytest.raises(ImportError, match="another project's package `ofa`"):
         recipes.import_families()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"supernet.training.{name}" for name in ("Phase", "SupernetTask", "compare", "evaluate_network", "means")),
+        *(f"hat.huggingface.{name}" for name in ("bleu", "chrf", "compare_bleu", "to_huggingface", "translate")),
+    ],
+)
+def test_a_function_is_imported_from_where_users_look_for_it(name):
+    module, _, function = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), function))
