@@ -54,6 +54,7 @@ class ParallelText(pl.LightningDataModule):
         length_penalty: of those that are scored.
         workers: processes that load.
         seed: of the order.
+        license: of the texts, for the metadata of exports; of hf: data sets that state one, theirs if left out.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ParallelText(pl.LightningDataModule):
         length_penalty: float = 0.6,
         workers: int = 0,
         seed: int = 0,
+        license: str | None = None,
     ) -> None:
         super().__init__()
         if vocab_size is None:
@@ -91,7 +93,7 @@ class ParallelText(pl.LightningDataModule):
             raise ValueError(f"source = target = {source}: there is nothing to translate")
         self.beam, self.length_penalty, self.workers, self.seed = beam, length_penalty, workers, seed
         self.max_tokens = max_tokens
-        pairs = read_pairs(dataset, source, target)
+        pairs, stated = read_pairs(dataset, source, target)
         whole = {split: [pair for pair in pairs[split] if pair[0].strip() and pair[1].strip()] for split in SPLITS}
         for split in SPLITS:
             if not whole[split]:
@@ -134,6 +136,8 @@ class ParallelText(pl.LightningDataModule):
             "beam": beam,
             "length_penalty": length_penalty,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "dataset": name_of(dataset),
+            "license": license or stated,
         }
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -344,17 +348,23 @@ def kept_tokenizer(folder: Path, pairs: Pairs, vocab_size: int) -> PreTrainedTok
 # ------------------------------------------------------------------------------------------------------ text
 
 
-def read_pairs(dataset: str, source: str, target: str) -> dict[str, Pairs]:
-    """{split: pairs} of a data set; ValueError says what is wrong with the name or the files."""
+def name_of(dataset: str) -> str:
+    """What a data set is called: a folder, also one of hf:, by its own name, without its path."""
+    path = dataset.removeprefix("hf:").partition(":")[0]
+    return Path(path).resolve().name if Path(path).is_dir() else dataset.removeprefix("hf:")
+
+
+def read_pairs(dataset: str, source: str, target: str) -> tuple[dict[str, Pairs], str | None]:
+    """({split: pairs}, the licence) of a data set; ValueError says what is wrong with the name or the files."""
     if dataset == "numbers":
-        return numbers(source, target)
+        return numbers(source, target), None
     library, _, name = dataset.partition(":")
     if library == "hf" and name:
         return from_datasets(name, source, target)
     folder = Path(dataset)
     if not folder.is_dir():
         raise ValueError(f"dataset: {dataset!r} is not a folder, and neither numbers nor hf:NAME")
-    return {split: read_split(folder, split, source, target) for split in SPLITS}
+    return {split: read_split(folder, split, source, target) for split in SPLITS}, None
 
 
 def read_split(folder: Path, split: str, source: str, target: str) -> Pairs:
@@ -397,8 +407,8 @@ def read_lines(path: Path) -> list[str]:
 HF_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
-    """{split: pairs} of NAME or NAME:CONFIG, a data set of the hub, of a folder of files, or of save_to_disk."""
+def from_datasets(name: str, source: str, target: str) -> tuple[dict[str, Pairs], str | None]:
+    """({split: pairs}, the licence) of NAME or NAME:CONFIG: of the hub, of a folder of files, or of save_to_disk."""
     try:
         import datasets
     except ImportError:
@@ -410,7 +420,7 @@ def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
         splits = datasets.load_dataset(path, config or None)
     if not isinstance(splits, Mapping):
         raise ValueError(f"hf:{name} is one split: save a DatasetDict with {', '.join(HF_SPLITS)}")
-    pairs = {}
+    pairs, license = {}, None
     for split, names in HF_SPLITS.items():
         found = next((name for name in names if name in splits), None)
         if found is None:
@@ -421,7 +431,8 @@ def from_datasets(name: str, source: str, target: str) -> dict[str, Pairs]:
         rows = splits[found]
         sides = [language_column(rows, language, f"hf:{name}, {found}") for language in (source, target)]
         pairs[split] = list(zip(*sides))
-    return pairs
+        license = license or getattr(getattr(rows, "info", None), "license", None) or None
+    return pairs, license
 
 
 def language_column(rows: Any, language: str, where: str) -> list[str]:

@@ -34,7 +34,7 @@ def translation_use(network: Transformer) -> Use:
             call = f"print(translator.search([4, 5, {EOS}]))  # token ids; {EOS} is the end of a sentence"
         return f"""import sys
 
-folder = "$folder"  # where this is
+folder = "$folder"  # the path of this folder
 sys.path.insert(0, folder)
 from translate import Translator
 
@@ -58,7 +58,7 @@ from hat.huggingface import to_huggingface
 from hat.translation import translate
 from supernet.export import load
 
-network = load("$folder")  # where this is
+network = load("$folder")  # the path of this folder
 print(translate(to_huggingface(network), read_tokenizer(network.input_spec), ["A sentence."]))
 """
 
@@ -66,16 +66,18 @@ TORCH_IDS = f"""import torch
 from hat.huggingface import to_huggingface
 from supernet.export import load
 
-network = load("$folder")  # where this is
+network = load("$folder")  # the path of this folder
 print(to_huggingface(network).generate(torch.tensor([[4, 5, {EOS}]])))  # token ids; {EOS} is the end of a sentence
 """
 
-RUNNING = """`translate.py` does beam search with the two files. The encoder runs once for each sentence: `source` is
-its token ids with the end token, padded on either side. Its outputs are the decoder's inputs, repeated for each
-hypothesis.
-The decoder runs once for each token: `previous` is the last token of each hypothesis, at first the start token. An
-output `new_X` of a step is the input `X` of the next, in the order of the hypotheses that go on; run.json has their
-shapes before the first step."""
+RUNNING = """`translate.py` does beam search with the two files. A translation ends after at most twice as many tokens
+as the longest of the texts has, and 10 more; `max_length` sets another limit.
+
+The encoder runs once for each sentence. Its input `source` has the sentence's token ids and the end token; shorter
+sentences of a batch are padded, on the left or on the right. The decoder takes the encoder's outputs, repeated for
+each hypothesis. It runs once for each token. Its input `previous` has the last token of each hypothesis; at the first
+step this is the start token. Its output `new_X` is its input `X` at the next step, with the rows of the hypotheses
+that were kept. run.json states the shapes of these inputs before the first step."""
 
 
 def facts(network: Transformer) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def card_use(subnet: Transformer, model: HatForConditionalGeneration, tokenizer:
     if tokenizer:
         example = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-folder = "$folder"  # where this is
+folder = "$folder"  # the path of this folder
 model = {load}
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer(["A sentence."], padding=True, return_tensors="pt")
@@ -113,15 +115,16 @@ print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)
         example = f"""import torch
 from transformers import AutoModelForSeq2SeqLM
 
-folder = "$folder"  # where this is
+folder = "$folder"  # the path of this folder
 model = {load}
 source = torch.tensor([[4, 5, {EOS}]])  # token ids: {PAD} is padding, {EOS} the end and {UNK} an unknown word
 print(model.generate(source))"""
-    notes = f"""Encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}; decoder: width
-{config.decoder_embed_dim}, depth {config.decoder_layer_num}. Sentences have up to {config.max_positions} tokens, padded
-on either side in the source and on the right in the target. The network is of the HAT family (Hardware-Aware
-Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` in this folder; where the package
-`supernet` is installed, `import hat.huggingface` makes `trust_remote_code` unnecessary."""
+    notes = f"""Encoder: width {config.encoder_embed_dim}, depth {config.encoder_layer_num}. Decoder: width
+{config.decoder_embed_dim}, depth {config.decoder_layer_num}. A sentence has at most {config.max_positions} tokens; a
+longer one is an error. Sources are padded on the left or on the right, targets on the right. The network is of the HAT
+family (Hardware-Aware Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` in this folder.
+Use `generate`: transformers 5 has no pipeline for translation. Where the project `supernet` is installed, its module
+`hat.huggingface` registers the model: after `import hat.huggingface`, no `trust_remote_code` is needed."""
     use = subnet.use()
     chosen = {"beam": generation.num_beams, "length_penalty": generation.length_penalty}
     chosen |= {name: getattr(generation, name) for name in ("max_length", "max_new_tokens")}
@@ -131,7 +134,8 @@ Transformers, arXiv 2005.14187). Its code is `modeling_hat.py` and `layers.py` i
 
 def exported_as(config: HatConfig, dtype: torch.dtype) -> Exported:
     """The description of the folder's network."""
-    tokens = {name: {"shape": ["batch", name], "dtype": "int64"} for name in ("input_ids", "decoder_input_ids")}
+    axes = {"input_ids": "input_ids", "attention_mask": "input_ids", "decoder_input_ids": "decoder_input_ids"}
+    tokens = {name: {"shape": ["batch", axis], "dtype": "int64"} for name, axis in axes.items()}
     size, precision = config.target_vocab_size or config.vocab_size, str(dtype).removeprefix("torch.")
     logits = {"logits": {"shape": ["batch", "decoder_input_ids", size], "dtype": precision}}
     file = "model.safetensors"

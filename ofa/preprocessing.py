@@ -86,16 +86,15 @@ class Preprocessing:
             normalized = f"subtract the mean {list(self.mean)}, divide by the standard deviation {list(self.std)}"
         unsure = f"; assumed, as the network does not record {', '.join(self.assumed)}" if self.assumed else ""
         steps = [
-            f"decode to 8 bits, turn as EXIF says, put transparent pixels on {list(self.background)}",
+            f"decode to 8 bits, turn as EXIF says, compose transparent pixels on the colour {list(self.background)}",
             "convert to RGB" if self.color_order == "RGB" else "convert to grey (PIL's L)",
             f"{fits[self.fit]} ({self.interpolation}, antialiased, as PIL does{unsure})",
             "divide by 255",
             normalized,
         ]
         if self.resolution != self.image_size:
-            steps.append(
-                f"resize the normalized numbers to {self.resolution[1]} x {self.resolution[0]} (bilinear, antialiased)"
-            )
+            how = "bilinear, antialiased" if self.resolution[0] < max(self.image_size) else "bilinear"
+            steps.append(f"resize the normalized pixels to {self.resolution[1]} x {self.resolution[0]} ({how})")
         return steps
 
     def to_timm(self) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def preprocess_code(p: Preprocessing) -> str:
     if p.resolution != p.image_size:
         height, width = p.resolution
         lines += [
-            "# The network's resolution is not that of its data: the normalized numbers are resized.",
+            f"# The network takes {width} x {height} pixels: the normalized pixels are resized.",
             f"resized = [Image.fromarray(x).resize(({width}, {height}), Image.Resampling.BILINEAR) for x in planes]",
             "planes = np.stack([np.asarray(x) for x in resized])",
         ]
@@ -196,7 +195,7 @@ def classify_code(batch: int | str) -> str:
     return classes[best], float(probabilities[best])
 
 
-print(classify("picture.jpg"))
+print(classify("picture.jpg"))  # a file of yours
 '''
 
 

@@ -28,9 +28,9 @@ from supernet.metadata import CARD_FILES, Exported, Measured, import_lines, writ
 
 FORMAT = "supernet-timm-1"
 FILES = ("arch.json", "config.json", "build.py", "model.safetensors", *CARD_FILES)
-NOTES = """timm has no architecture of its own for this network: `build.py` registers it, and makes the network without
-`create_model`, too: `build.build(folder)`. Then `features_only=True`, `num_classes` and `in_chans` of `create_model`
-work as they do for timm's models, as do `forward_intermediates` and `reset_classifier` of the network."""
+NOTES = """timm has no architecture of its own for this network: `build.py` registers one when it is imported. After
+that `create_model` takes `features_only=True`, `num_classes` and `in_chans` as for timm's own models, and the network
+has `forward_intermediates` and `reset_classifier`. `build.build(folder)` makes it without `create_model`."""
 TOLERANCE = 1e-6  # largest difference over largest output
 
 
@@ -119,10 +119,10 @@ def snippet(subnet: MobileNetV3) -> str:
     config, image, resized, padded = "timm.data.resolve_model_data_config(model)", "open_image(path)", "", ""
     if p.resolution != p.image_size:
         size = [3 if p.color_order == "RGB" else 1, *p.image_size]
-        config = f'timm.data.resolve_model_data_config(model, args={{"input_size": {size}}})'
+        config = f'timm.data.resolve_model_data_config(model, args={{"input_size": {size}}})  # of its data'
         antialias = p.resolution[0] < max(p.image_size)
         resized = f"""
-    # The network's resolution is not that of its data: the normalized numbers are resized.
+    # The network takes {p.resolution[1]} x {p.resolution[0]} pixels: the normalized pixels are resized.
     images = torch.nn.functional.interpolate(images, {p.resolution}, mode="bilinear", antialias={antialias})"""
     if p.fit == "pad":  # timm pads with another colour
         image = "padded(open_image(path))"
@@ -135,7 +135,7 @@ def padded(image):
 '''
     return f'''{import_lines(imports)}
 
-folder = "$folder"  # where this is
+folder = "$folder"  # the path of this folder
 sys.path.insert(0, folder)
 import build  # registers the architecture with timm
 
@@ -156,7 +156,7 @@ def classify(path):
     return classes[best], float(probabilities[best])
 
 
-print(classify("picture.jpg"))
+print(classify("picture.jpg"))  # a file of yours
 '''
 
 

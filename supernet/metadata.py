@@ -242,11 +242,12 @@ def write_card(
         (folder / file).write_text(text, encoding="utf-8")
     text = json.dumps(metadata.to_dict(), indent=1, ensure_ascii=False)
     (folder / METADATA).write_text(text + "\n", encoding="utf-8")
-    (folder / README).write_text(readme(metadata, use, name), encoding="utf-8")
+    files = sorted(path.name for path in folder.iterdir() if path.name != README)
+    (folder / README).write_text(readme(metadata, use, name, files), encoding="utf-8")
 
 
-def readme(metadata: Metadata, use: Use, name: str) -> str:
-    """The text of README.md: a Hugging Face model card, whose Python code runs."""
+def readme(metadata: Metadata, use: Use, name: str, files: Iterable[str]) -> str:
+    """The text of README.md: a Hugging Face model card, whose Python code runs. `files` are those beside it."""
     exported, measured = metadata.exported, metadata.measured
     runtime = runtime_of(exported)
     code = Template(use.snippet(exported)).safe_substitute(folder=name)
@@ -256,22 +257,25 @@ def readme(metadata: Metadata, use: Use, name: str) -> str:
     needs = ", ".join(dict.fromkeys((*runtime.packages, *use.packages)))
     versions = ", ".join(f"{package} {version}" for package, version in metadata.versions.items())
     rows = {
-        "format": f"{exported.format}, {exported.precision}"
-        + (f", opset {exported.opset}" if exported.opset else "")
-        + f": {', '.join(f'`{file}`' for file in exported.files)}",
-        "batch": "any" if exported.batch == "dynamic" else str(exported.batch),
+        "format": f"{exported.format}, {exported.precision}" + (f", opset {exported.opset}" if exported.opset else ""),
+        "files": ", ".join(f"`{file}`" for file in files),
+        "batch": "any"
+        if exported.batch == "dynamic"
+        else f"{exported.batch} at a time; `supernet export --batch N` writes files for another number",
         "size": f"{metadata.parameters:,} parameters, {metadata.macs:,} multiply-accumulates an inference",
         "data": f"{metadata.data['name'] or 'not recorded'}, license: {metadata.data['license'] or 'not known'}",
         "written by": versions,
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    onnx = [file for file in exported.files if file.endswith(".onnx")]
+    embedded = f"; so has the metadata_props of {' and '.join(f'`{file}`' for file in onnx)}" if onnx else ""
     return f"""---
 {chr(10).join(header)}
 ---
 # {use.title}
 
 A {metadata.family} network that was cut out of a trained supernet. `{METADATA}` has the facts below, and more, for
-programs.
+programs{embedded}.
 
 | | |
 |---|---|
@@ -338,8 +342,8 @@ def measured_text(measured: Measured, exported: Exported) -> str:
     for what, of in (("metric", metric), ("latency", latency)):
         if of and of.runtime and (of.runtime, of.precision) != (exported.runtime, exported.precision):
             lines.append(
-                f"The {what} is of the network's file for {of.runtime}, {of.precision}; this export is for"
-                f" {exported.runtime}, {exported.precision}, and was not measured itself."
+                f"The {what} was measured with the network's file for {of.runtime} in {of.precision}. This export, for"
+                f" {exported.runtime} in {exported.precision}, was not measured."
             )
     return "\n".join(lines)
 
@@ -425,7 +429,7 @@ def assembled(exported: Exported, imports: Iterable[str], code: str) -> str:
     """The code of a README for a network of one file: imports, `run` in the format's runtime, then `code`."""
     runtime = runtime_of(exported)
     running = Template(runtime.code).safe_substitute(file=exported.files[0])
-    where = 'folder = Path("$folder")  # where this is'
+    where = 'folder = Path("$folder")  # the path of this folder'
     return "\n".join([import_lines({*imports, *runtime.imports}), "", where, running, "", code.strip()])
 
 

@@ -55,7 +55,7 @@ def test_a_measurement_of_another_file_is_not_passed_off_as_this_ones():
     latency = Latency(0.25, "median", 1, "onnxruntime-int8", "Some CPU", 1, "onnxruntime", "1.32", "int8")
     text = measured_text(Measured(latency=latency), EXPORTED)
     assert "0.250 ms (median, batch 1) on onnxruntime-int8" in text
-    assert "this export is for onnxruntime, float32, and was not measured itself" in text
+    assert "This export, for onnxruntime in float32, was not measured" in text
 
 
 def test_export_takes_the_figures_of_a_report_of_the_same_network(tmp_path):

@@ -595,3 +595,21 @@ def test_the_whole_help(tmp_path):
     except ValueError as error:
         pytest.skip(f"{error} (LIBREOFFICE_HELP says where they are)")
     assert counts["pages"] > 2000 and counts["pairs"] > 60_000 and counts["clean"] > 25_000
+
+
+def test_the_name_and_the_licence_of_a_text_are_those_of_the_data(tmp_path):
+    numbers = ParallelText(vocab_size=300).input_spec
+    assert (numbers["dataset"], numbers["license"]) == ("numbers", None)
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("one two\teins zwei\n")
+    spec = ParallelText(str(tmp_path), vocab_size=262, license="CC0-1.0").input_spec
+    assert (spec["dataset"], spec["license"]) == (tmp_path.name, "CC0-1.0")
+
+
+def test_a_data_set_of_hugging_face_states_its_licence(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_dict({"en": ["one"], "de": ["eins"]})
+    part.info.license = "MIT"
+    datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), part)).save_to_disk(tmp_path / "words")
+    spec = ParallelText(f"hf:{tmp_path / 'words'}", vocab_size=262).input_spec
+    assert (spec["dataset"], spec["license"]) == ("words", "MIT")
