@@ -203,7 +203,7 @@ def part_to_onnx(
                 dynamic_axes={name: dict(axes) for name, axes in part.dynamic.items()} if fast else None,
                 dynamic_shapes=grouped(model, dynamic) if part.dynamic and not fast else None,
             )
-        finish_onnx(temporary, opset, properties or {})
+        finish_onnx(temporary, opset, properties or {}, part)
         check_onnx(part, temporary)
 
     with evaluating(part.module):
@@ -211,15 +211,18 @@ def part_to_onnx(
     return path
 
 
-def finish_onnx(path: Path, opset: int | None, properties: Mapping[str, str]) -> None:
+def finish_onnx(path: Path, opset: int | None, properties: Mapping[str, str], part: Part | None = None) -> None:
     """Write properties into an ONNX file, and the oldest format version that has its operators.
 
-    Domains of operators that it does not use are left out, as old runtimes may not know them. RuntimeError where its
-    operators are not of the version `opset`; None accepts any.
+    Axes of any size get the names that the part has for them. Domains of operators that it does not use are left out,
+    as old runtimes may not know them. RuntimeError where its operators are not of the version `opset`; None accepts
+    any.
     """
     import onnx
 
     model = onnx.load(path)
+    if part is not None:
+        name_axes(model.graph, part)
     used = {"", "ai.onnx"} | {node.domain for node in nodes_of(model.graph)}
     if not model.functions:  # which may use others
         kept = [entry for entry in model.opset_import if entry.domain in used]
@@ -232,6 +235,21 @@ def finish_onnx(path: Path, opset: int | None, properties: Mapping[str, str]) ->
     properties = {prop.key: prop.value for prop in model.metadata_props} | dict(properties)
     onnx.helper.set_model_props(model, properties)
     onnx.save(model, path)
+
+
+def name_axes(graph: Any, part: Part) -> None:
+    """Give the axes of any size in an ONNX graph the part's names: torch's newer exporter calls them s77, or 2*s77."""
+    names: dict[str, str] = {}
+    for tensor in (*graph.input, *graph.output):
+        dims = tensor.type.tensor_type.shape.dim
+        for axis, name in part.dynamic.get(tensor.name, {}).items():
+            if dims[axis].dim_param:
+                names.setdefault(dims[axis].dim_param, name)
+                dims[axis].dim_param = name
+    for tensor in graph.value_info:
+        for dim in tensor.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:

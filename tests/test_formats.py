@@ -105,6 +105,15 @@ def test_an_onnx_file_has_the_batch_and_the_operators_that_were_asked_for(folder
     assert (metadata["batch"], metadata["opset"]) == (batch, opset)
 
 
+@pytest.mark.parametrize("opset", [17, 20])
+def test_axes_of_any_size_have_the_names_that_the_metadata_states(folder, tmp_path, opset):
+    path = export(str(folder), str(tmp_path), batch="dynamic", opset=opset)["onnx"]
+    stated = json.loads((tmp_path / "metadata.json").read_text())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for tensors, kind in ((session.get_inputs(), "inputs"), (session.get_outputs(), "outputs")):
+        assert [x.shape for x in tensors] == [x["shape"] for x in stated[kind][path.name].values()]
+
+
 def test_int8_files_calibrate_on_the_networks_data(tmp_path):
     space = ofa.mobilenet_v3_space(depth=[1], kernel_size=[3], expand_ratio=[3], resolution=[8])
     network = ofa.MobileNetV3(space, num_classes=10, in_channels=1, width_mult=0.2, stem_stride=1).extract().eval()
