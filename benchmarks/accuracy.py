@@ -23,7 +23,7 @@ from predictors import AccuracyPredictor, Store, get_device
 from recipes import import_families, make_data, read_section
 from recipes.bench import Bench
 from supernet.evaluation import means
-from supernet.export import load
+from supernet.saving import load
 
 FITTED, TESTED, SIZES = 200, 100, (25, 50, 100, 200)
 

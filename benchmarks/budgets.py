@@ -43,8 +43,8 @@ from recipes.bench import PARTS, Bench
 from recipes.closed_loop import sign_of
 from recipes.sampling import time_samples
 from supernet.evaluation import compare, means
-from supernet.export import load
 from supernet.sampling import stratified
+from supernet.saving import load
 
 BUDGETS, POOL, TIMES, WAIT = 10, 400, 5, 600
 DRAWS = 1000  # of items, that tell a standard error
@@ -81,7 +81,7 @@ def pool(supernet: Path, device: str, out: Path) -> None:
 def pool_rows(bench: Bench) -> np.ndarray:
     space = bench.supernet.space
     cost = lambda X: bench.supernet.costs(X)["macs"]  # noqa: E731
-    return space.encode(stratified(space, POOL, 0, 1, cost=cost, candidates=20 * POOL))
+    return space.encode(stratified(space, POOL, 0, 1, costs=cost, candidates=20 * POOL))
 
 
 def pool_latencies(bench: Bench) -> np.ndarray:

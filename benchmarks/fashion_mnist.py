@@ -96,8 +96,8 @@ def score(run: Path) -> dict[str, Any]:
     import ofa  # noqa: F401  (its families can then be loaded)
     from recipes import make_data, read_section
     from supernet.evaluation import evaluate_network
-    from supernet.export import load
     from supernet.model import calibrate
+    from supernet.saving import load
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     supernet, data = load(run / "supernet"), make_data(read_section(str(run / "supernet")))

@@ -20,7 +20,8 @@ import torch
 
 import hat
 import ofa
-from supernet.formats import Request, write_export
+from supernet.export import Request
+from supernet.export.folder import write_export
 
 RUN = """
 import sys, numpy, onnxruntime

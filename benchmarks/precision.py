@@ -60,7 +60,9 @@ def losses_of_steps(
     import pytorch_lightning as pl
     import torch
 
-    from supernet.training import Phase, SupernetTask, derive_seed
+    from supernet.phases import Phase
+    from supernet.resuming import derive_seed
+    from supernet.training import SupernetTask
 
     phase = Phase("all", lr=lr, steps=steps, subnets=3, sampler="sandwich", teacher="inplace")
     optimizer = torch.optim.SGD if lr >= 0.001 else torch.optim.Adam

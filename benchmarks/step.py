@@ -79,8 +79,9 @@ def main() -> None:
 
     import ofa
     from ofa.weights import to_published
+    from supernet.phases import Phase
     from supernet.sampling import uniform
-    from supernet.training import Phase, SupernetTask
+    from supernet.training import SupernetTask
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

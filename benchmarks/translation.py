@@ -93,7 +93,7 @@ def score(
     from hat.huggingface import to_huggingface
     from hat.translation import bleu, translate
     from supernet.evaluation import evaluate_network
-    from supernet.export import load
+    from supernet.saving import load
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     supernet = load(run / "supernet")

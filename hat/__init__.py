@@ -6,7 +6,7 @@ Where a network computes or trains otherwise than the same one of HAT's code, on
 from importlib import import_module
 from typing import Any
 
-from supernet.formats import Format
+from supernet.export import Format
 
 FAMILIES = ("Transformer",)  # the supernets, which saved networks name
 FORMATS = {

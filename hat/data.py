@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from hat.layers import BOS, EOS, PAD, UNK
+from supernet.atomic import write_folder
 from supernet.distillation import IGNORE
-from supernet.export import write_folder
-from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, training_position
+from supernet.resuming import ResumableLoader, ResumableSampler, ShardSampler, training_position
 from supernet.values import integer
 
 SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}  # by id, as in HAT

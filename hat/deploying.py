@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hat import translate
 from hat.layers import EOS, PAD, UNK
-from supernet.formats import Request
+from supernet.export import Request
 from supernet.metadata import Exported, Use
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from hat.translation import chrf as chrf
 from hat.translation import compare_bleu as compare_bleu
 from hat.translation import compare_chrf as compare_chrf
 from hat.translation import translate as translate
-from supernet.export import build, describe, write_folder
+from supernet.atomic import write_folder
 from supernet.metadata import CARD_FILES, Measured, write_card
+from supernet.saving import build, describe
 
 TOLERANCE = 1e-6  # largest difference over largest output
 MODEL_FILES = (

@@ -91,7 +91,7 @@ def make(out: str | Path, root: str | Path | None = None, overwrite: bool = Fals
     `root` is where both packages are unpacked, each in a folder of its own or together; they are fetched with apt-get
     where it is left out. A pair that several pages have counts once, in the split of the first of them.
     """
-    from supernet.export import check_free, write_folder
+    from supernet.atomic import check_free, write_folder
 
     folder = Path(out)
     files = [f"{split}.{language}" for split in ("train", *SHARES) for language in LANGUAGES]

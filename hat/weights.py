@@ -22,8 +22,8 @@ import yaml
 from torch import Tensor
 
 from hat.transformer import SPANS, Transformer, TransformerConfig, transformer_space
+from supernet.resuming import read_checkpoint
 from supernet.space import SearchSpace
-from supernet.training import read_checkpoint
 
 # ----------------------------------------------------------------------------------------------------- yml files
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from supernet.formats import Format
+from supernet.export import Format
 
 FAMILIES = ("MobileNetV3",)  # the supernets, which saved networks name
 FORMATS = {

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from ofa.datasets import Files, Items, open_dataset, readable, stratified
 from ofa.image_files import reason, unreadable
 from ofa.images import INTERPOLATION, WHITE, as_shown, crop_share, transforms
-from supernet.training import ResumableLoader, ResumableSampler, ShardSampler, derive_seed, training_position
+from supernet.resuming import ResumableLoader, ResumableSampler, ShardSampler, derive_seed, training_position
 from supernet.values import integer
 
 CACHE_BYTES = 512 << 20  # calibration images up to this size stay in memory

@@ -19,7 +19,7 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_info
 
 from ofa.images import as_shown, suffixes
-from supernet.export import write_atomically
+from supernet.atomic import write_atomically
 
 CHECK = f"1, pillow {PIL.__version__}"  # results of another check, or of another Pillow, are not used again
 NAMED = 20  # broken files that are named; the rest is counted

@@ -21,10 +21,11 @@ from torch import nn
 from ofa.blocks import middle_width
 from ofa.mobilenet_v3 import FINAL, FIRST, LAST, STAGES, STEM, MobileNetV3, scaled
 from ofa.preprocessing import Preprocessing, fit_code, open_code
-from supernet.export import build as network_from
-from supernet.export import describe, write_folder
-from supernet.formats import Request
+from supernet.atomic import write_folder
+from supernet.export import Request
 from supernet.metadata import CARD_FILES, Exported, Measured, import_lines, write_card
+from supernet.saving import build as network_from
+from supernet.saving import describe
 
 FORMAT = "supernet-timm-1"
 FILES = ("arch.json", "config.json", "build.py", "model.safetensors", *CARD_FILES)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ofa.mobilenet_v3 import STAGES, MobileNetV3
-from supernet.training import read_checkpoint
+from supernet.resuming import read_checkpoint
 
 # Ours -> published, for layers outside and inside the blocks. Elastic blocks of a published supernet wrap each
 # convolution and BatchNorm once more, so that their names are doubled: conv.conv.weight, bn.bn.weight.

@@ -117,8 +117,7 @@ def specialize(
     from recipes.device_files import FILES, written_by
     from recipes.report import FRONT_FILES, write_fronts
     from recipes.sampling import Shared, spread_budgets
-    from supernet.atomic import check_writable, lock_folder, remove_leftovers
-    from supernet.export import check_free
+    from supernet.atomic import check_free, check_writable, lock_folder, remove_leftovers
 
     names = list(dict.fromkeys(name.strip() for name in device.split(",")))
     described = [get_device(name) for name in names]  # before the work for any of them
@@ -304,7 +303,7 @@ def open_bench(
     from predictors.devices import get_device
     from predictors.store import Store
     from recipes.bench import Bench
-    from supernet.export import load
+    from supernet.saving import load
 
     if engine not in ("process", "ray"):
         raise ValueError(f"engine: {engine!r} is neither process nor ray")
@@ -357,7 +356,8 @@ def export(
     """
     import_families()
     from supernet.atomic import check_writable
-    from supernet.formats import Request, check_network, check_place, check_request, known_formats, write_export
+    from supernet.export import Request, check_network, check_request, known_formats
+    from supernet.export.folder import check_place, write_export
 
     names = list(dict.fromkeys(name.strip() for name in format.split(",")))
     check_request(names, batch, opset)
@@ -459,7 +459,7 @@ def evaluate(
     import_families()
     import hat
     from supernet.evaluation import evaluate_network
-    from supernet.export import load
+    from supernet.saving import load
 
     network, module = load_subnet(subnet, architecture, data, [split])
     if module is None:
@@ -629,8 +629,8 @@ def prepare(
 def load_subnet(folder: str, architecture: str | None, data: str | None, splits: Sequence[str]) -> tuple[Any, Any]:
     """A saved subnet, or the one of a supernet that `architecture` names; and the data module (with those `splits`), if
     one was made."""
-    from supernet.export import load
     from supernet.model import calibrate
+    from supernet.saving import load
 
     network = load(folder)
     if network.extracted:
@@ -687,7 +687,7 @@ def read_section(folder: str, data: str | None = None) -> dict[str, Any]:
     """The class_path and init_args of a YAML file, or of the data that a saved network was trained on."""
     import yaml
 
-    from supernet.export import read_description
+    from supernet.saving import read_description
 
     try:
         section = yaml.safe_load(Path(data).read_text()) if data else read_description(folder).get("data")

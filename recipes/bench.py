@@ -63,10 +63,12 @@ from recipes.device_files import (
 from recipes.lab import Lab, uncalibrated
 from recipes.report import draw_front, write_page
 from recipes.workers import Failed, Workers, how_many
+from supernet.atomic import write_folder
 from supernet.evaluation import evaluate_items, evaluate_network
-from supernet.export import PLAN, write_folder, write_network
+from supernet.export.parts import PLAN
 from supernet.metadata import Metric
 from supernet.model import Part, Supernet, calibrate
+from supernet.saving import write_network
 
 LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what is timed of a translation network
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
@@ -755,7 +757,8 @@ def try_device(device: Device, folder: Path) -> Measurement:
 
 def code_id(supernet: Supernet) -> str:
     """The identity of the code that writes files of a supernet's networks: another version may write others."""
-    modules = {*family_modules(supernet), *(f"supernet.{name}" for name in ("elastic", "export", "model"))}
+    modules = {*family_modules(supernet), "supernet.elastic", "supernet.model", "supernet.saving"}
+    modules |= {name for name in sys.modules if name.startswith("supernet.export")}
     return digest(code_digests(sorted(modules | {"recipes.device_files"})))
 
 

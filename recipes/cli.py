@@ -135,7 +135,7 @@ def with_formats(text: str) -> str:
     if "{formats}" not in text:
         return text
     from recipes import import_families
-    from supernet.formats import known_formats
+    from supernet.export import known_formats
 
     import_families()
     return text.replace("{formats}", ", ".join(known_formats()))

@@ -42,7 +42,7 @@ def main() -> None:
     from predictors.latency import LatencyPredictor
     from recipes import export, open_bench, specialize
     from recipes.sampling import time_samples
-    from supernet.export import load
+    from supernet.saving import load
 
     torch.set_num_threads(1)
     folder = run / "supernet"

@@ -17,19 +17,15 @@ from torch import Tensor
 
 from predictors.devices import Device
 from predictors.runtimes import RUNTIMES, SUFFIXES, batches
-from supernet.export import (
-    NETWORK_FILES,
-    PLAN,
-    finish_onnx,
-    part_to_executorch,
-    part_to_onnx,
-    quantize_onnx,
-    quantize_openvino,
-    write_plan,
-)
-from supernet.formats import FORMATS, Request, exported_as, saved_as
+from supernet.export import FORMATS, Request
+from supernet.export.executorch import part_to_executorch
+from supernet.export.folder import exported_as, saved_as
+from supernet.export.onnx import finish_onnx, part_to_onnx, quantize_onnx
+from supernet.export.openvino import quantize_openvino
+from supernet.export.parts import PLAN, write_plan
 from supernet.metadata import CARD_FILES, Exported, Measured, metadata_of, write_card
 from supernet.model import Part, Supernet
+from supernet.saving import NETWORK_FILES
 
 PART_FILES = tuple(
     f"{part}{suffix}" for part in ("subnet", "encoder", "decoder") for suffix in (*SUFFIXES, ".bin")

@@ -11,8 +11,8 @@ import torch
 
 from predictors.devices import Device
 from recipes.device_files import write_parts
+from supernet.atomic import write_folder
 from supernet.evaluation import evaluate_network
-from supernet.export import write_folder
 from supernet.model import Supernet, calibrate
 
 

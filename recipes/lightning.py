@@ -24,20 +24,21 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from recipes import import_families, import_from_here
-from supernet.atomic import check_writable, lock_folder, remove_leftovers
+from supernet.atomic import check_free, check_writable, lock_folder, remove_leftovers
 from supernet.callbacks import adopt
 from supernet.data import check_module, gives, seeded
-from supernet.export import NETWORK_FILES, check_free, save
-from supernet.resuming import LAST, StopSignals, find_checkpoint, read_checkpoint, requeued
-from supernet.training import (
+from supernet.phases import locate
+from supernet.resuming import (
+    LAST,
     AtomicCheckpointIO,
     LastCheckpoint,
-    SubnetValidation,
-    SupernetTask,
-    ends,
-    is_finished,
-    locate,
+    StopSignals,
+    find_checkpoint,
+    read_checkpoint,
+    requeued,
 )
+from supernet.saving import NETWORK_FILES, save
+from supernet.training import SubnetValidation, SupernetTask, ends, is_finished
 from supernet.values import json_value
 
 UNFINISHED = 75  # exit status of a run that max_time ended; of sysexits.h: try again

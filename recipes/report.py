@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from supernet.export import write_atomically
+from supernet.atomic import write_atomically
 from supernet.space import SearchSpace
 
 

@@ -1,4 +1,4 @@
-"""Folders that one process writes: whether they can be written, and whether another process writes them now."""
+"""Files and folders that appear whole or not at all, and locks of folders that one process writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,3 +108,76 @@ def lock_folder(folder: str | Path, inside: bool = True) -> Iterator[None]:
             with suppress(OSError):  # they hold something now
                 for place in missing:
                     place.rmdir()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file, then sync it and give it its name. On an error the old file is untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        sync(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_free(folder: Path, names: Iterable[str], overwrite: bool = False) -> None:
+    """Raise FileExistsError unless `folder` is free, or may be overwritten and holds nothing but `names`."""
+    if folder.is_symlink():
+        raise FileExistsError(f"{folder} is a link: give the folder that it leads to")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: choose a folder")
+    if not overwrite:
+        raise FileExistsError(f"{folder} already exists: choose another folder, or overwrite it (--overwrite true)")
+    if strangers := sorted({path.name for path in folder.iterdir()} - {*names, "__pycache__"}):
+        raise FileExistsError(f"{folder} is not overwritten: it also holds {', '.join(strangers)}")
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], names: Iterable[str], overwrite: bool = False) -> None:
+    """Have `write` fill a temporary folder with `names`, then give it its name, if that is free (see check_free).
+
+    On an error the old folder is untouched.
+    """
+    check_free(folder, names, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)
+                sync(file)
+        sync(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            os.replace(folder, old)
+            try:
+                os.replace(temporary, folder)
+            except BaseException:
+                os.replace(old, folder)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, reach the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,23 +1,95 @@
-"""What makes a run go on: where it stands, which checkpoint it goes on from, and stops that leave a whole state."""
+"""Resuming a run bit by bit: data order, Lightning's position, checkpoints, and stops that leave a whole state."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from torch.utils.data import DataLoader, DistributedSampler
+
+from supernet.atomic import write_atomically
 
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 REQUEUED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # what Lightning saves in a run's folder when its job is requeued
+
+
+# ------------------------------------------------------------------------------------------------- data order
+
+
+def derive_seed(*keys: int) -> int:
+    """One 63-bit seed from several integers."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class ResumableSampler(DistributedSampler):
+    """An order that is a function of (seed, epoch), cut among the processes, which starts where the training stands.
+
+    Yields (epoch, index), so that augmentation can be a function of (seed, epoch, index) in any worker. `position`
+    gives (epoch, items of this process already seen) when an epoch's iterator is made. The batches of `batch_size` of
+    all processes together are the batch of `batch_size * world` that one process would see. Lightning leaves a
+    DistributedSampler as it is.
+    """
+
+    def __init__(
+        self, items: int, seed: int, position: Callable[[], tuple[int, int]], rank: int = 0, world: int = 1
+    ) -> None:
+        super().__init__(range(items), num_replicas=world, rank=rank, seed=seed, drop_last=True)
+        self.position = position
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, seen = self.position()
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        for index in order[self.rank :: self.num_replicas][seen : self.num_samples]:
+            yield epoch, int(index)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class ShardSampler(DistributedSampler):
+    """Every `world`-th item, in order; unlike torch's, none twice, so that figures over all processes are exact."""
+
+    def __init__(self, items: int, rank: int = 0, world: int = 1) -> None:
+        super().__init__(range(items), num_replicas=world, rank=rank)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.dataset[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        return len(self.dataset[self.rank :: self.num_replicas])
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over a `ResumableSampler`. Lightning asks a resumable loader for its state; ours is the step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def training_position(trainer: pl.Trainer, batches: int) -> tuple[int, int]:
+    """(epoch, batch) at which training goes on, from the optimizer steps done; `batches` of a process in an epoch."""
+    accumulate = trainer.lightning_module.accumulate
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    epoch, step = divmod(trainer.global_step, math.ceil(batches / accumulate))
+    return epoch, step * accumulate
 
 
 # --------------------------------------------------------------------------------------------------- position
@@ -170,3 +242,60 @@ class StopSignals(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, task)
+
+
+class LastCheckpoint(pl.Callback):
+    """Keeps one file, FOLDER/last.ckpt, renewed after every epoch, every `every` > 0 steps, and where a fit ends.
+
+    It is written before the next batch, when all that belongs to the steps before it has been done: validation, what
+    other callbacks do after a step or an epoch. When the fit ends early, by `should_stop`, by a signal or by an error,
+    the file holds the last optimizer step that was done; batches that were accumulated since are done again.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 0) -> None:
+        self.path, self.every = Path(folder) / LAST.name, every
+        self.saved_step: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, task: Any) -> None:
+        self.first_step = self.saved_step = trainer.global_step
+        self.epoch_ended = False
+
+    def on_train_batch_start(self, trainer: pl.Trainer, task: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if self.epoch_ended or (self.every and step % self.every == 0 and step != self.saved_step):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: Any) -> None:
+        self.epoch_ended = True
+
+    def on_train_end(self, trainer: pl.Trainer, task: Any) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, task: Any, exception: BaseException) -> None:
+        # Of several processes an error may be one's alone, and the others would wait.
+        together = trainer.world_size == 1 or isinstance(exception, Stopped)
+        if together and task.whole and self.saved_step not in (None, trainer.global_step):
+            try:
+                self._save(trainer)
+            except Exception as error:  # what stopped the fit is what counts: weights that diverged, a broken device
+                rank_zero_info(f"{self.path} is as it was: {error}")
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self.epoch_ended = False
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.path, weights_only=False)
+            self.saved_step = trainer.global_step
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or absent: written beside, synced and renamed, and read with a clear error."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A checkpoint on the CPU, whatever device it was written on, unless a `map_location` is given."""
+        return read_checkpoint(path, "cpu" if map_location is None else map_location)

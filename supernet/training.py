@@ -1,29 +1,24 @@
-"""Progressive shrinking in one Lightning fit: phases, the task that walks them, validation of subnets."""
+"""Progressive shrinking in one Lightning fit: the task that walks the phases, and the validation of subnets."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
-from torch.utils.data import DataLoader, DistributedSampler
 
-from supernet import sampling
 from supernet.callbacks import adopt
 from supernet.data import check_batch, check_calibration, check_loader, check_module, gives
 from supernet.distillation import DISTILLATION, IGNORE, label_loss
@@ -31,210 +26,15 @@ from supernet.evaluation import compare as compare
 from supernet.evaluation import evaluate_items as evaluate_items
 from supernet.evaluation import evaluate_network as evaluate_network
 from supernet.evaluation import means as means
-from supernet.export import describe, write_atomically
 from supernet.model import Supernet, calibrate, has_batchnorm, positional_inputs
-from supernet.resuming import LAST, Stopped, loops_at, read_checkpoint
+from supernet.phases import Phase, check_phases, learning_rate, locate, read_phases
+from supernet.resuming import derive_seed, loops_at
+from supernet.sampling import SAMPLERS
+from supernet.saving import describe
 from supernet.space import SearchSpace
 from supernet.values import integer, json_value, numbers, real
 
-SAMPLERS = ("uniform", "sandwich", "stratified")
 OptimizerCallable = Callable[[Iterable], Optimizer]
-
-
-# ---------------------------------------------------------------------------------------------------- phases
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """One stretch of a schedule: a sub-space, a length and a learning rate.
-
-    Args:
-        name: what the logs call it.
-        lr: the peak learning rate.
-        epochs: length in epochs, warm-up included; or
-        steps: length in optimizer steps. All phases of a recipe use the same one.
-        warmup_epochs, warmup_steps: the part of the length in which lr rises linearly from `warmup_lr`.
-        warmup_lr: where the warm-up starts.
-        decay: of the learning rate after the warm-up: cosine, to `final_lr`; or inverse_sqrt of the step (Vaswani et
-            al., arXiv 1706.03762), which needs a warm-up.
-        final_lr: where the cosine ends.
-        space: {choice: the values it may take, or the one}; a choice that is not named has all its values.
-        config: the one network that is trained, alone, as {choice: value}; as HAT trains what its search found.
-        subnets: how many subnets a step trains; their gradients add up.
-        sampler: uniform, sandwich or stratified (by MACs).
-        teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
-            as it is; needs the sandwich) or None.
-        label_weight, teacher_weight: weights of the two losses of a student. In place, the largest network has
-            labels only.
-    """
-
-    name: str
-    lr: float
-    epochs: int | None = None
-    steps: int | None = None
-    warmup_epochs: int = 0
-    warmup_steps: int = 0
-    warmup_lr: float = 0.0
-    decay: str = "cosine"
-    final_lr: float = 0.0
-    space: dict[str, float | list[float]] = dataclasses.field(default_factory=dict)
-    config: dict[str, Any] | None = None
-    subnets: int = 1
-    sampler: str = "uniform"
-    teacher: str | None = None
-    label_weight: float = 1.0
-    teacher_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        def check(ok: bool, message: str) -> None:
-            if not ok:
-                raise ValueError(f"phase {self.name!r}: {message}")
-
-        self._take_numbers()
-        check((self.epochs is None) != (self.steps is None), "give its length as epochs or as steps")
-        check(self.length > 0, f"a length of {self.length} is not positive")
-        warmup, other = (
-            (self.warmup_epochs, self.warmup_steps) if self.steps is None else (self.warmup_steps, self.warmup_epochs)
-        )
-        check(other == 0, "the warm-up has the unit of the length")
-        check(0 <= warmup <= self.length, f"a warm-up of {warmup} does not fit in a length of {self.length}")
-        check(self.decay in ("cosine", "inverse_sqrt"), f"unknown decay {self.decay!r}: cosine or inverse_sqrt")
-        check(self.decay == "cosine" or warmup > 0, "decay: inverse_sqrt needs a warm-up")
-        check(self.decay == "cosine" or self.final_lr == 0, "final_lr is the cosine's")
-        check(0 < self.lr < math.inf, f"lr = {self.lr} is not a positive number")
-        for name in ("warmup_lr", "final_lr", "label_weight", "teacher_weight"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"{name} = {value} is not a number of at least 0")
-        losses = self.label_weight + self.teacher_weight if self.teacher else 1.0
-        check(losses > 0, "label_weight and teacher_weight are both 0: there is nothing to learn")
-        check(self.subnets >= 1, f"subnets = {self.subnets} is not positive")
-        check(self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: one of {', '.join(SAMPLERS)}")
-        alone = self.sampler == "uniform" and self.subnets == 1 and not self.space
-        check(self.config is None or alone, "a config is one subnet a step: without space, sampler and subnets")
-        check(self.teacher in (None, "frozen", "inplace"), f"unknown teacher {self.teacher!r}: frozen or inplace")
-        check(self.teacher != "inplace" or self.sampler == "sandwich", "teacher: inplace needs sampler: sandwich")
-        check(self.sampler != "sandwich" or self.subnets >= 2, "the sandwich needs at least 2 subnets a step")
-
-    def _take_numbers(self) -> None:
-        """Have every number as Python's own, which a checkpoint can hold."""
-        try:
-            for name in ("epochs", "steps", "warmup_epochs", "warmup_steps", "subnets"):
-                if (value := getattr(self, name)) is not None:
-                    object.__setattr__(self, name, integer(name, value))
-            for name in ("lr", "warmup_lr", "final_lr", "label_weight", "teacher_weight"):
-                object.__setattr__(self, name, real(name, getattr(self, name)))
-            for name in ("space", "config"):
-                if not isinstance(value := getattr(self, name), (Mapping, type(None))):
-                    raise ValueError(f"{name} = {value!r}: {{choice: values}} is expected")
-            space = {name: list(numbers(f"space.{name}", values)) for name, values in (self.space or {}).items()}
-            object.__setattr__(self, "space", space)
-            object.__setattr__(self, "config", json_value("config", self.config))
-        except ValueError as error:
-            raise ValueError(f"phase {self.name!r}: {error}") from error
-
-    @property
-    def length(self) -> int:
-        return self.epochs if self.steps is None else self.steps
-
-    def in_steps(self, steps_per_epoch: int) -> tuple[int, int]:
-        """(length, warm-up) in optimizer steps."""
-        if self.steps is not None:
-            return self.steps, self.warmup_steps
-        return self.epochs * steps_per_epoch, self.warmup_epochs * steps_per_epoch
-
-    def scaled(self, scale: float) -> Phase:
-        """This phase with its length and warm-up times `scale`; at least 1 long, as is a warm-up that there is."""
-        unit = "epochs" if self.steps is None else "steps"
-        if not 0 < real("scale_phases", scale) < math.inf:
-            raise ValueError(f"scale_phases = {scale} is not a positive number")
-        length = max(1, round(self.length * scale))
-        given = getattr(self, f"warmup_{unit}")
-        warmup = min(length, max(round(given * scale), min(given, 1)))
-        return dataclasses.replace(self, **{unit: length, f"warmup_{unit}": warmup})
-
-
-def locate(phases: Sequence[Phase], steps_per_epoch: int, step: int) -> tuple[int, int]:
-    """(index of the phase, step within it) of a global optimizer step; the last phase has no end."""
-    for index, phase in enumerate(phases):
-        length, _ = phase.in_steps(steps_per_epoch)
-        if step < length or index == len(phases) - 1:
-            return index, step
-        step -= length
-    raise ValueError("a schedule needs at least one phase")
-
-
-def learning_rate(phase: Phase, steps_per_epoch: int, step: int) -> float:
-    """The learning rate of a step of a phase: linear warm-up, then a cosine to `final_lr` or an inverse square root."""
-    length, warmup = phase.in_steps(steps_per_epoch)
-    if step < warmup:
-        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * step / warmup
-    if phase.decay == "inverse_sqrt":
-        return phase.lr * math.sqrt(warmup / step)
-    done = (step - warmup) / max(1, length - warmup)
-    return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-
-# ------------------------------------------------------------------------------------------------------ data
-
-
-class ResumableSampler(DistributedSampler):
-    """An order that is a function of (seed, epoch), cut among the processes, which starts where the training stands.
-
-    Yields (epoch, index), so that augmentation can be a function of (seed, epoch, index) in any worker. `position`
-    gives (epoch, items of this process already seen) when an epoch's iterator is made. The batches of `batch_size` of
-    all processes together are the batch of `batch_size * world` that one process would see. Lightning leaves a
-    DistributedSampler as it is.
-    """
-
-    def __init__(
-        self, items: int, seed: int, position: Callable[[], tuple[int, int]], rank: int = 0, world: int = 1
-    ) -> None:
-        super().__init__(range(items), num_replicas=world, rank=rank, seed=seed, drop_last=True)
-        self.position = position
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, seen = self.position()
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
-        for index in order[self.rank :: self.num_replicas][seen : self.num_samples]:
-            yield epoch, int(index)
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-
-class ShardSampler(DistributedSampler):
-    """Every `world`-th item, in order; unlike torch's, none twice, so that figures over all processes are exact."""
-
-    def __init__(self, items: int, rank: int = 0, world: int = 1) -> None:
-        super().__init__(range(items), num_replicas=world, rank=rank)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.dataset[self.rank :: self.num_replicas])
-
-    def __len__(self) -> int:
-        return len(self.dataset[self.rank :: self.num_replicas])
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader over a `ResumableSampler`. Lightning asks a resumable loader for its state; ours is the step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def training_position(trainer: pl.Trainer, batches: int) -> tuple[int, int]:
-    """(epoch, batch) at which training goes on, from the optimizer steps done; `batches` of a process in an epoch."""
-    accumulate = trainer.lightning_module.accumulate
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    epoch, step = divmod(trainer.global_step, math.ceil(batches / accumulate))
-    return epoch, step * accumulate
-
-
-# ------------------------------------------------------------------------------------------------------ task
 
 
 class SupernetTask(pl.LightningModule):
@@ -503,11 +303,11 @@ class SupernetTask(pl.LightningModule):
         shared = self.supernet.input_choices
         if phase.config is not None:
             return [space.config(**phase.config)]
-        if phase.sampler == "stratified":
-            cost = lambda X: self.supernet.costs(X)["macs"]  # noqa: E731
-            return sampling.stratified(space, phase.subnets, step, self.seed, shared, cost=cost)
-        sampler = {"uniform": sampling.uniform, "sandwich": sampling.sandwich}[phase.sampler]
-        return sampler(space, phase.subnets, step, self.seed, shared)
+
+        def macs(X: np.ndarray) -> np.ndarray:
+            return self.supernet.costs(X)["macs"]
+
+        return SAMPLERS[phase.sampler](space, phase.subnets, step, self.seed, shared, macs)
 
     def losses(
         self, inputs: Sequence[Tensor], target: Tensor, phase: Phase, configs: Sequence[Any]
@@ -721,33 +521,6 @@ def is_finished(checkpoint: Mapping[str, Any]) -> bool:
     return ends(phases, checkpoint["steps_per_epoch"], checkpoint["global_step"], checkpoint.get("callbacks", {}))
 
 
-def read_phases(given: Any) -> list[Phase]:
-    """The phases of a list, whose entries may be dicts of their fields, or of one alone; TypeError otherwise."""
-    if isinstance(given, (Phase, Mapping)):
-        given = [given]
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(f"phases = {given!r}: a list of Phase is expected")
-    phases = [Phase(**phase) if isinstance(phase, Mapping) else phase for phase in given]
-    for phase in phases:
-        if not isinstance(phase, Phase):
-            raise TypeError(f"phases: {phase!r} is a {type(phase).__name__}, and not a Phase")
-    return phases
-
-
-def check_phases(phases: Sequence[Phase], space: SearchSpace) -> list[Phase]:
-    """The phases, if they make a schedule over the space; else ValueError."""
-    if not phases:
-        raise ValueError("phases: a schedule needs at least one")
-    if len({phase.steps is None for phase in phases}) > 1:
-        raise ValueError("phases: all lengths are in epochs or all in steps")
-    for phase in phases:
-        try:
-            space.restrict(**phase.space).config(**(phase.config or {}))
-        except ValueError as error:
-            raise ValueError(f"phase {phase.name!r}: {error}") from error
-    return list(phases)
-
-
 def check_class_weights(given: Any) -> str | list[float] | None:
     """The class weights of a task: balanced, positive numbers, or None; ValueError otherwise."""
     if given is None or (isinstance(given, str) and given == "balanced"):
@@ -788,11 +561,6 @@ def keep(tensors: Mapping[str, Tensor], kept: dict[str, Tensor]) -> dict[str, Te
         for name, x in tensors.items():
             kept[name].copy_(x)
     return kept
-
-
-def derive_seed(*keys: int) -> int:
-    """One 63-bit seed from several integers."""
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def sum_over_processes(grads: Sequence[Tensor], counted: float) -> float:
@@ -908,63 +676,3 @@ def figures_of(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> di
     """{"accuracy", "loss"}: means over the items of a batch that count."""
     right = (logits.argmax(-1) == target)[target != ignore_index]
     return {"accuracy": right.float().mean(), "loss": label_loss(logits, target, ignore_index=ignore_index)}
-
-
-# ----------------------------------------------------------------------------------------------- checkpoints
-
-
-class LastCheckpoint(pl.Callback):
-    """Keeps one file, FOLDER/last.ckpt, renewed after every epoch, every `every` > 0 steps, and where a fit ends.
-
-    It is written before the next batch, when all that belongs to the steps before it has been done: validation, what
-    other callbacks do after a step or an epoch. When the fit ends early, by `should_stop`, by a signal or by an error,
-    the file holds the last optimizer step that was done; batches that were accumulated since are done again.
-    """
-
-    def __init__(self, folder: str | Path, every: int = 0) -> None:
-        self.path, self.every = Path(folder) / LAST.name, every
-        self.saved_step: int | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        self.first_step = self.saved_step = trainer.global_step
-        self.epoch_ended = False
-
-    def on_train_batch_start(self, trainer: pl.Trainer, task: SupernetTask, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if self.epoch_ended or (self.every and step % self.every == 0 and step != self.saved_step):
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        self.epoch_ended = True
-
-    def on_train_end(self, trainer: pl.Trainer, task: SupernetTask) -> None:
-        self._save(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, task: SupernetTask, exception: BaseException) -> None:
-        # Of several processes an error may be one's alone, and the others would wait.
-        together = trainer.world_size == 1 or isinstance(exception, Stopped)
-        if together and task.whole and self.saved_step not in (None, trainer.global_step):
-            try:
-                self._save(trainer)
-            except Exception as error:  # what stopped the fit is what counts: weights that diverged, a broken device
-                rank_zero_info(f"{self.path} is as it was: {error}")
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        self.epoch_ended = False
-        if not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.path, weights_only=False)
-            self.saved_step = trainer.global_step
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or absent: written beside, synced and renamed, and read with a clear error."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
-
-    def load_checkpoint(
-        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """A checkpoint on the CPU, whatever device it was written on, unless a `map_location` is given."""
-        return read_checkpoint(path, "cpu" if map_location is None else map_location)

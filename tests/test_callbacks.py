@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 import ofa
 from recipes.cli import main
 from supernet.callbacks import WeightAverage
-from supernet.export import load
-from supernet.resuming import read_checkpoint
-from supernet.training import AtomicCheckpointIO, LastCheckpoint, Phase, SubnetValidation, SupernetTask, is_finished
+from supernet.phases import Phase
+from supernet.resuming import AtomicCheckpointIO, LastCheckpoint, read_checkpoint
+from supernet.saving import load
+from supernet.training import SubnetValidation, SupernetTask, is_finished
 
 RECIPE = """
 data:

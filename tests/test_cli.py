@@ -118,7 +118,7 @@ def test_a_misspelt_key_is_an_error(tmp_path):
 
 
 def test_evaluate_reads_the_data_from_the_supernets_folder(run, tmp_path, capsys):
-    from supernet.export import load, read_description, save
+    from supernet.saving import load, read_description, save
 
     network = load(run / "supernet")
     data = read_description(run / "supernet")["data"]
@@ -128,7 +128,7 @@ def test_evaluate_reads_the_data_from_the_supernets_folder(run, tmp_path, capsys
 
 
 def test_evaluate_refuses_a_supernet_and_other_classes(run, tmp_path, capsys):
-    from supernet.export import load, save
+    from supernet.saving import load, save
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--subnet", str(run / "supernet")])
@@ -149,7 +149,7 @@ def test_evaluate_refuses_a_supernet_and_other_classes(run, tmp_path, capsys):
 
 
 def test_export_writes_checked_files_once(run, tmp_path, capsys):
-    from supernet.export import load, save
+    from supernet.saving import load, save
 
     network = load(run / "supernet")
     save(network.extract(network.space.smallest()), tmp_path / "subnet")

@@ -18,9 +18,10 @@ import recipes
 from recipes.cli import main
 from recipes.lightning import follow_data
 from supernet.data import calibration_batches, check_module, first_batch, image_spec
-from supernet.export import load
+from supernet.phases import Phase
+from supernet.saving import load
 from supernet.search import evolutionary_search
-from supernet.training import Phase, SubnetValidation, SupernetTask
+from supernet.training import SubnetValidation, SupernetTask
 
 PHOTOS = """
 import pytorch_lightning as pl

@@ -10,7 +10,8 @@ import torch
 import hat
 from hat.layers import EOS
 from predictors.devices import DEVICES
-from supernet.export import PLAN, write_onnx
+from supernet.export.onnx import write_onnx
+from supernet.export.parts import PLAN
 
 SPACE = dict(embed_dim=(32, 48), ffn_embed_dim=(32, 64), heads=(2, 4), encoder_layer_num=(3,), decoder_layer_num=(1, 2))
 KINDS = {

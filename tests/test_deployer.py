@@ -19,8 +19,8 @@ from hat.translation import translate
 from predictors.devices import DEVICES
 from recipes import bench, export, read_section, specialize
 from supernet.evaluation import evaluate_network
-from supernet.export import save
 from supernet.model import calibrate
+from supernet.saving import save
 
 OURS = ("supernet", "ofa", "hat", "predictors", "recipes")
 MAY_IMPORT = {  # of the packages that load a network

@@ -8,16 +8,11 @@ from torch import nn
 
 import ofa
 from predictors.devices import DEVICES
-from supernet.export import (
-    load,
-    quantize_onnx,
-    quantize_openvino,
-    save,
-    to_executorch,
-    to_onnx,
-    write_atomically,
-    write_folder,
-)
+from supernet.atomic import write_atomically, write_folder
+from supernet.export.executorch import to_executorch
+from supernet.export.onnx import quantize_onnx, to_onnx
+from supernet.export.openvino import quantize_openvino
+from supernet.saving import load, save
 
 
 @pytest.fixture

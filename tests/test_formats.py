@@ -14,8 +14,9 @@ from predictors.devices import DEVICES
 from recipes import export
 from recipes.cli import main
 from recipes.device_files import write_device_card
-from supernet.export import save
-from supernet.formats import Request, known_formats, write_export
+from supernet.export import Request, known_formats
+from supernet.export.folder import write_export
+from supernet.saving import save
 
 SPEC = {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.2] * 3, "classes": 3, "class_names": ["ant", "bee", "äsp"]}
 

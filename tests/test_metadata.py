@@ -8,8 +8,8 @@ import pytest
 
 import ofa
 from recipes import export
-from supernet.export import save
 from supernet.metadata import Exported, Latency, Measured, Metric, measured_text, wilson
+from supernet.saving import save
 
 EXPORTED = Exported("onnx", "onnxruntime", "float32", ("subnet.onnx",), {}, {})
 DEVICE = {

@@ -16,7 +16,9 @@ from ofa.depthwise import DepthwiseConv2d, depthwise_conv2d
 from supernet.distillation import label_loss, soft_cross_entropy, squared_error
 from supernet.elastic import ElasticEmbedding, ElasticLinear, linear
 from supernet.model import calibrate
-from supernet.training import AtomicCheckpointIO, LastCheckpoint, Phase, SubnetValidation, SupernetTask
+from supernet.phases import Phase
+from supernet.resuming import AtomicCheckpointIO, LastCheckpoint
+from supernet.training import SubnetValidation, SupernetTask
 
 PRECISIONS = ["bf16-mixed", "bf16-true", "64-true"]
 

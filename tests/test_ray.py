@@ -15,7 +15,8 @@ from predictors.devices import DEVICES
 from predictors.engines import ENGINES, ray_engine
 from predictors.measuring import Failure, measure
 from recipes import specialize
-from supernet.export import load, save, to_onnx
+from supernet.export.onnx import to_onnx
+from supernet.saving import load, save
 
 pytestmark = pytest.mark.extras
 

@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 
 import hat
 from recipes.cli import RECIPES
-from supernet.training import SubnetValidation, SupernetTask, learning_rate, locate
+from supernet.phases import learning_rate, locate
+from supernet.training import SubnetValidation, SupernetTask
 
 
 class MadeUp(pl.LightningDataModule):

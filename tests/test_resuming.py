@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 
 from recipes.cli import main
 from supernet.atomic import lock_folder
-from supernet.resuming import find_checkpoint
-from supernet.training import AtomicCheckpointIO
+from supernet.resuming import AtomicCheckpointIO, find_checkpoint
 
 # Of the command in this process: pytorch-lightning 2.6 calls jsonargparse's deprecated names, and likes other loaders.
 pytestmark = [

@@ -10,7 +10,9 @@ from hat.layers import PAD
 from predictors.devices import DEVICES, get_device
 from predictors.measuring import measure
 from recipes.device_files import write_parts
-from supernet.export import part_to_executorch, quantize_openvino, to_executorch, to_onnx
+from supernet.export.executorch import part_to_executorch, to_executorch
+from supernet.export.onnx import to_onnx
+from supernet.export.openvino import quantize_openvino
 from supernet.model import Part
 
 FEW = {"warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}

@@ -39,7 +39,7 @@ from recipes import (
 from recipes.closed_loop import distinct
 from recipes.report import FRONT_FILES
 from supernet.atomic import lock_folder
-from supernet.export import load, save
+from supernet.saving import load, save
 from supernet.search import InfeasibleError
 
 DATA = {"class_path": "ofa.ImageData", "init_args": {"holdout": 60, "calibration": 64}}

@@ -17,7 +17,7 @@ from hat.layers import EOS, PAD
 from hat.libreoffice import HELP, make
 from recipes.cli import main
 from supernet.distillation import IGNORE
-from supernet.training import ResumableSampler
+from supernet.resuming import ResumableSampler
 
 SMALL = {"vocab_size": 400, "max_tokens": 200, "max_length": 40}
 

@@ -11,17 +11,9 @@ from supernet import sampling
 from supernet.distillation import label_loss, soft_cross_entropy, squared_error
 from supernet.evaluation import compare, evaluate_network
 from supernet.model import calibrate
-from supernet.training import (
-    AtomicCheckpointIO,
-    LastCheckpoint,
-    Phase,
-    ResumableSampler,
-    ShardSampler,
-    SubnetValidation,
-    SupernetTask,
-    learning_rate,
-    locate,
-)
+from supernet.phases import Phase, learning_rate, locate
+from supernet.resuming import AtomicCheckpointIO, LastCheckpoint, ResumableSampler, ShardSampler
+from supernet.training import SubnetValidation, SupernetTask
 
 SPACE = ofa.mobilenet_v3_space(resolution=(16, 24))
 ALL = {"depth": [4], "kernel_size": [7], "expand_ratio": [6]}
@@ -363,7 +355,7 @@ def test_stratified_sampling_spreads_the_costs():
 
     spread = {}
     for name in ("stratified", "uniform"):
-        extra = {"cost": cost} if name == "stratified" else {}
+        extra = {"costs": cost} if name == "stratified" else {}
         costs = [cost(SPACE.encode(getattr(sampling, name)(SPACE, 4, step, 0, **extra))) for step in range(50)]
         spread[name] = np.mean([np.ptp(c) for c in costs])
     assert spread["stratified"] > spread["uniform"]
@@ -371,7 +363,7 @@ def test_stratified_sampling_spreads_the_costs():
 
 def test_stratified_sampling_takes_one_config_of_each_band_of_cost():
     for step in range(20):
-        X = SPACE.encode(sampling.stratified(SPACE, 4, step, 0, cost=lambda X: X.sum(axis=1)))
+        X = SPACE.encode(sampling.stratified(SPACE, 4, step, 0, costs=lambda X: X.sum(axis=1)))
         assert (np.diff(X.sum(axis=1)) >= 0).all()
 
 

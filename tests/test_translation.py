@@ -9,7 +9,7 @@ import torch
 import hat
 from recipes import bench, closed_loop, evaluate, export, open_bench, sampling, specialize
 from supernet.evaluation import evaluate_network
-from supernet.export import load, save
+from supernet.saving import load, save
 
 DATA = {
     "class_path": "hat.ParallelText",

@@ -14,11 +14,13 @@ import hat
 import ofa
 from predictors import AccuracyPredictor, LatencyPredictor
 from predictors.devices import get_device
-from supernet.export import load, save, to_onnx
+from supernet.export.onnx import to_onnx
 from supernet.model import calibrate
+from supernet.phases import Phase
+from supernet.saving import load, save
 from supernet.search import evolutionary_search, pareto_search
 from supernet.space import Choice
-from supernet.training import Phase, SubnetValidation, SupernetTask
+from supernet.training import SubnetValidation, SupernetTask
 
 SPACE = ofa.mobilenet_v3_space(depth=(2, 3), kernel_size=(3, 5), expand_ratio=(3, 4), resolution=(16, 24))
 NET = ofa.MobileNetV3(SPACE, num_classes=5, width_mult=0.2, in_channels=1, stem_stride=1).eval()

@@ -1,0 +1,192 @@
+"""FORMATS: the formats that a network is exported in, one module each. `folder.write_export` writes one of them.
+
+Importing this package does not import torch, so that a wrong name is refused at once. A package of families may have
+a table `FORMATS` of its own, for formats of its families alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from supernet.metadata import Measured
+
+if TYPE_CHECKING:
+    from supernet.model import Supernet
+
+DYNAMIC, LEAST_OPSET = "dynamic", 17
+Feeds = Sequence[Mapping[str, Any]]  # inputs by name, in batches
+
+_HOMES = {
+    "load": "supernet.saving",
+    "part_to_executorch": "supernet.export.executorch",
+    "part_to_onnx": "supernet.export.onnx",
+    "quantize_onnx": "supernet.export.onnx",
+    "quantize_openvino": "supernet.export.openvino",
+    "save": "supernet.saving",
+    "to_executorch": "supernet.export.executorch",
+    "to_onnx": "supernet.export.onnx",
+    "to_openvino": "supernet.export.openvino",
+    "write_export": "supernet.export.folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of an export: `batch`, a number or "dynamic"; `opset`, None for the default; `overwrite`.
+
+    `seen` are the inputs of each part that int8 layers take their ranges from, `measured` what is known of the network.
+    """
+
+    batch: int | str = 1
+    opset: int | None = None
+    seen: Mapping[str, Feeds] | None = None
+    measured: Measured = Measured()
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    `write` names the function "module:function" that writes them: of one part (part, path without suffix, request,
+    feeds, ONNX properties); or, where `families` has the only families that it is for, of a network
+    (network, folder, request). `runtime` loads the files, `suffix` is theirs. `packages` are the distributions that
+    write them; `extra` is ours that installs them. `batches` are the forms of batch size that it takes: "fixed",
+    "dynamic"; without one it takes any. `calibrates` on inputs; `has_opset`: takes an ONNX opset.
+    """
+
+    write: str
+    runtime: str
+    suffix: str = ""
+    precision: str = "float32"
+    packages: tuple[str, ...] = ()
+    extra: str | None = None
+    batches: tuple[str, ...] = ()
+    has_opset: bool = False
+    calibrates: bool = False
+    families: tuple[str, ...] = ()
+
+    def function(self) -> Callable[..., Any]:
+        module, _, name = self.write.partition(":")
+        return getattr(import_module(module), name)
+
+
+ANY = ("fixed", "dynamic")
+FORMATS = {
+    "onnx": Format(
+        "supernet.export.onnx:write_onnx_part",
+        "onnxruntime",
+        ".onnx",
+        packages=("onnx", "onnxscript"),
+        batches=ANY,
+        has_opset=True,
+    ),
+    "onnx-int8": Format(
+        "supernet.export.onnx:write_onnx_int8_part",
+        "onnxruntime",
+        ".onnx",
+        "int8",
+        ("onnx", "onnxscript", "onnxruntime"),
+        batches=ANY,
+        has_opset=True,
+        calibrates=True,
+    ),
+    "openvino": Format(
+        "supernet.export.openvino:write_openvino_part",
+        "openvino",
+        ".xml",
+        packages=("openvino",),
+        extra="openvino",
+        batches=ANY,
+    ),
+    "openvino-int8": Format(
+        "supernet.export.openvino:write_openvino_int8_part",
+        "openvino",
+        ".xml",
+        "int8",
+        ("openvino", "nncf"),
+        "openvino",
+        batches=ANY,
+        calibrates=True,
+    ),
+    "executorch": Format(
+        "supernet.export.executorch:write_executorch_part",
+        "executorch",
+        ".pte",
+        packages=("executorch",),
+        extra="executorch",
+        batches=("fixed",),
+    ),
+    "executorch-int8": Format(
+        "supernet.export.executorch:write_executorch_part",
+        "executorch",
+        ".pte",
+        "int8",
+        ("executorch", "torchao"),
+        "executorch",
+        batches=("fixed",),
+        calibrates=True,
+    ),
+}
+
+
+def known_formats() -> dict[str, Format]:
+    """All formats by name: FORMATS, and those of the imported packages of families."""
+    known = dict(FORMATS)
+    for package in tuple(sys.modules.values()):
+        names = getattr(package, "__dict__", {})
+        if "FAMILIES" in names:
+            known |= names.get("FORMATS", {})
+    return known
+
+
+def check_request(names: Sequence[str], batch: int | str, opset: int | None) -> None:
+    """Raise ValueError, with what to do, for an unknown format or an option that a format does not take."""
+    known = known_formats()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"format: {name!r} is not one of {', '.join(known)}")
+    if isinstance(batch, str) and batch != DYNAMIC or not isinstance(batch, str) and batch < 1:
+        raise ValueError(f"batch = {batch}: a number of at least 1, or {DYNAMIC}")
+    if opset is not None:
+        import onnx.defs
+
+        newest = onnx.defs.onnx_opset_version()
+        if not LEAST_OPSET <= opset <= newest:
+            raise ValueError(f"opset = {opset}: at least {LEAST_OPSET}, at most {newest} (onnx {onnx.__version__})")
+    kind = DYNAMIC if batch == DYNAMIC else "fixed"
+    for name in names:
+        if opset is not None and not known[name].has_opset:
+            takers = ", ".join(other for other, format in known.items() if format.has_opset)
+            raise ValueError(f"opset = {opset}: {name} has no opset ({takers} have): export {name} without --opset")
+        if batch != 1 and kind not in known[name].batches:
+            why = "its files are for one batch size" if known[name].batches else "it takes any batch size"
+            raise ValueError(f"batch = {batch}: not for {name}, as {why}: export {name} without --batch {batch}")
+
+
+def check_network(names: Sequence[str], network: Supernet, source: str) -> None:
+    """Raise, before the work, where a format is not for this family or its packages are not installed."""
+    family = type(network).__name__
+    for name in names:
+        format = known_formats()[name]
+        if format.families and family not in format.families:
+            raise ValueError(f"format: {name} is for {' and '.join(format.families)}, and {source} is a {family}")
+        for package in format.packages if format.extra else ():
+            require(package, format.extra)
+
+
+def require(package: str, extra: str) -> None:
+    """ImportError with what to install, where a package of an extra is not there."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{package} is not installed: pip install 'supernet[{extra}]'")
