@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np
 
 from predictors import Store, get_device
-from predictors.measuring import measure
-from predictors.runtimes import part_file
+from predictors.runtimes.session import part_file
+from predictors.timing import time_networks
 from recipes import import_families, make_data, read_section, specialize
 from recipes.bench import PARTS, Bench
 from recipes.closed_loop import sign_of
@@ -101,7 +101,7 @@ def later(supernet: Path, device: str, out: Path) -> None:
         files = {folder: part_file(folder_of(device, out) / folder, "subnet") for folder in networks}
         ratios = []
         for _ in range(TIMES):
-            timed = dict(measure(bench.device, files, reference, engine="process", fresh=True))
+            timed = dict(time_networks(bench.device, files, reference, engine="process", new_process_per_round=True))
             ratios.append([timed[key].median / timed[key].reference_median for key in files])
     took = {
         folder: float(ratio * networks[folder]["reference_ms"])

@@ -26,8 +26,7 @@ import torch
 from latency import FITTED, TESTED, error, make
 
 from predictors import Device, LatencyPredictor, Store, get_device
-from predictors.devices import STATISTICS
-from predictors.measuring import TOO_NOISY
+from predictors.statistics import STATISTICS, TOO_NOISY
 from recipes.bench import Bench
 from supernet.model import Supernet
 

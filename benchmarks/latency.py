@@ -30,7 +30,7 @@ from sklearn.frozen import FrozenEstimator
 import hat
 import ofa
 from predictors import LatencyPredictor, Store, get_device, quality
-from predictors.latency import most_telling
+from predictors.latency import d_optimal_order
 from recipes.bench import Bench
 from recipes.cli import recipe_path
 from recipes.sampling import MacsAlone, time_samples
@@ -123,7 +123,7 @@ def transfer(
     errors = {"most telling": np.empty((20, 2)), "random": np.empty((20, 2))}
     for seed in range(20):
         some = np.random.default_rng(seed).choice(FITTED, 40, replace=False)
-        for which, rows in (("most telling", some[most_telling(table[some])[:10]]), ("random", some[:10])):
+        for which, rows in (("most telling", some[d_optimal_order(table[some])[:10]]), ("random", some[:10])):
             few = np.sort(rows)
             for column, sources in enumerate(([FrozenEstimator(source)], [])):
                 model = LatencyPredictor(terms=terms, sources=sources).fit(X[few], ms[few])

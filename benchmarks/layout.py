@@ -20,8 +20,8 @@ import torch
 from latency import make
 
 from predictors import Store, get_device
-from predictors.devices import fixed_layout
-from predictors.measuring import measure
+from predictors.machine import fixed_addresses
+from predictors.timing import time_networks
 from recipes.bench import Bench
 
 LAYOUTS = ("fixed", "random")
@@ -44,10 +44,10 @@ def main() -> None:
             for _ in range(arguments.processes):
                 for layout in LAYOUTS:
                     with patch(
-                        "predictors.engines.fixed_layout", lambda _, fixed=layout == "fixed": fixed_layout(fixed)
+                        "predictors.engines.fixed_addresses", lambda _, fixed=layout == "fixed": fixed_addresses(fixed)
                     ):
                         networks = {str(i): source for i, source in enumerate(sources)}
-                        timed = dict(measure(device, networks, ("reference", reference), engine="process"))
+                        timed = dict(time_networks(device, networks, ("reference", reference), engine="process"))
                     if any(m.device["layout"] != layout for m in timed.values()):
                         raise SystemExit(f"this system has no {layout} layout")
                     told[layout].append(np.mean([np.log(m.p10 / m.reference_p10) for m in timed.values()]))

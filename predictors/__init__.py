@@ -7,15 +7,17 @@ _HOMES = {
     "AccuracyPredictor": "predictors.accuracy",
     "DEVICES": "predictors.devices",
     "Device": "predictors.devices",
-    "Failure": "predictors.measuring",
+    "Failure": "predictors.statistics",
     "LatencyPredictor": "predictors.latency",
-    "Measurement": "predictors.measuring",
+    "Measurement": "predictors.statistics",
+    "RUNTIMES": "predictors.runtimes",
+    "Runtime": "predictors.runtimes",
     "Store": "predictors.store",
     "get_device": "predictors.devices",
-    "latencies": "predictors.measuring",
-    "measure": "predictors.measuring",
+    "latencies": "predictors.statistics",
     "network_id": "predictors.store",
     "quality": "predictors.latency",
+    "time_networks": "predictors.timing",
 }
 
 

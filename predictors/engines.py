@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import glob
 import os
 import pickle
 import signal
@@ -16,26 +14,54 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from predictors.devices import Device, fixed_layout, has_fixed_layout
-from predictors.runtimes import RUNTIMES, Run, RunPart, Runtime, Source
+from predictors.devices import Device
+from predictors.machine import (
+    alone_here,
+    describe_status,
+    fixed_addresses,
+    has_fixed_addresses,
+    largest_cache,
+    limit_memory,
+    resident,
+)
+from predictors.runtimes import RUNTIMES
+from predictors.runtimes.session import Run, RunPart, Source
 
-# Errors of what was asked for, not of the network.
-USERS_ERRORS = (ValueError, TypeError, OSError, ImportError)
+USERS_ERRORS = (ValueError, TypeError, OSError, ImportError)  # of the request, not of the network
+Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker; "end" ends its process
+# Where networks run: context managers (device, fixed=) that yield a Call, or the "module:function" of one.
+ENGINES: dict[str, Any] = {
+    "thread": "predictors.engines:thread_engine",
+    "process": "predictors.engines:process_engine",
+    "ray": "predictors.ray:ray_engine",
+}
+
+
+def open_engine(name: str, device: Device, fixed: bool = True) -> AbstractContextManager[Call]:
+    """An engine by its name, with `fixed_addresses` or random ones; ValueError lists the engines there are."""
+    if name not in ENGINES:
+        raise ValueError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
+    engine = ENGINES[name]
+    if isinstance(engine, str):
+        module, _, function = engine.partition(":")
+        engine = getattr(import_module(module), function)
+    return engine(device, fixed=fixed)
 
 
 class NetworkError(Exception):
-    """A network cannot be timed: what its runtime raised, or how it ended its process."""
+    """A network cannot be timed: the error of its runtime, or how it ended its process."""
 
 
 class Worker:
-    """The loaded networks of a device, in whatever thread, process or machine it is made."""
+    """Loads and runs the networks of a device, in the thread, process or machine in which it is made."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -43,11 +69,11 @@ class Worker:
         self.parts: RunPart | None = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """The machine that this is, as the device sees it."""
-        return self.device.fingerprint() | {"layout": "fixed" if has_fixed_layout() else "random"}
+        """The fingerprint of the machine that this worker runs on."""
+        return self.device.fingerprint() | {"layout": "fixed" if has_fixed_addresses() else "random"}
 
     def load(self, key: str, source: Source) -> None:
-        """Load a network, and run it once, since that allocates."""
+        """Load a network and run it once, since the first run allocates memory."""
         with runtime_threads(self.device):
             run = self.device.load(source)
             with networks_errors():
@@ -87,16 +113,16 @@ class Worker:
         return tuple(times)
 
     def memory(self, source: Source) -> int:
-        """By how many bytes this process grows at most while it loads a network and runs it once (Linux).
+        """The peak growth of this process in bytes while it loads a network and runs it once (Linux).
 
-        Meant for a process that has not done so before; the runtime is imported first, and does not count.
+        For a process that has not loaded a network before. The runtime is imported first, and does not count.
         """
-        self.device.check_tells_memory()
+        self.device.check_memory()
         if not (forget := Path("/proc/self/clear_refs")).is_file():
-            raise OSError("how much memory a network takes is only told on Linux")
+            raise OSError("the memory that a network needs can only be measured on Linux")
         self.device.import_runtime()
         gc.collect()
-        forget.write_text("5")  # the peak is that from now on
+        forget.write_text("5")  # resets the peak
         before = resident("VmRSS")
         self.load("", source)
         return resident("VmHWM") - before
@@ -104,54 +130,28 @@ class Worker:
 
 @contextmanager
 def networks_errors() -> Iterator[None]:
-    """Whatever is raised while a network runs is its own error, an OSError that there is no memory, too."""
+    """Raise whatever a network raises while it runs as NetworkError, including an OSError for lack of memory."""
     try:
         yield
     except Exception as error:
         raise NetworkError(f"{type(error).__name__}: {error}") from error
 
 
-def resident(field: str) -> int:
-    """The bytes of this process that are in memory now (VmRSS), or were at most (VmHWM)."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
-
-
-@contextmanager
-def alone_here() -> Iterator[None]:
-    """Keeps whoever else measures on this machine, in whatever engine, waiting (not on Windows)."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    path = Path("/tmp/supernet-measures.lock")  # the same for all, whatever their TMPDIR
-    if not path.exists():
-        path.touch()
-        path.chmod(0o666)
-    with path.open() as lock:  # to read, which is all that another user's file allows
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def waiting_for(method: str) -> AbstractContextManager[None]:
-    """What a call of a worker waits for, before its limit begins: to be the only one whose networks run."""
+    """The lock that a call waits for before its time limit starts, so that networks run one at a time."""
     return nullcontext() if method in ("fingerprint", "drop") else alone_here()
-
-
-Call = Callable[..., Any]  # call("load" | "drop" | "time" | ..., *arguments) of a worker; "end" of its process
 
 
 @contextmanager
 def thread_engine(device: Device, fixed: bool = True) -> Iterator[Call]:
-    """A worker on a pinned thread of this process; one that is not `fixed` is a ValueError.
+    """A worker on a pinned thread of this process; ValueError unless `fixed`.
 
-    Linux pins a thread and what it starts, not a process: a pool that the runtime already keeps for the caller's thread
-    would stay where it was, and pinning the caller would pin whatever else it starts. A thread of its own does neither.
-    What crashes the runtime ends this process; `process_engine` survives it.
+    Linux pins a thread and the threads that it starts, not a process. The runtime may already have a thread pool for
+    the caller's thread, which would stay unpinned; and pinning the caller would pin everything that it starts later.
+    A network that crashes the runtime ends this process; `process_engine` survives it.
     """
     if not fixed:
-        raise ValueError("a thread cannot be moved to another process: the engine must be process or ray")
+        raise ValueError("the engine thread has the addresses of this process: choose the engine process or ray")
     cpus, worker = device.cpus(), Worker(device)
 
     def call(method: str, *arguments: Any) -> Any:
@@ -169,12 +169,12 @@ def thread_engine(device: Device, fixed: bool = True) -> Iterator[Call]:
 
 @contextmanager
 def process_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iterator[Call]:
-    """A worker in a pinned process of its own, replaced by a fresh one, without networks, whenever a call fails.
+    """A worker in a pinned process, which is replaced by a new one, without networks, whenever a call fails.
 
-    It has a `fixed_layout`, if the system lets; if not `fixed`, random addresses, as other programs have them, and
-    others after call("end"). A call that takes longer than `limit` seconds fails. The process may use as much memory as
-    was free when it began, and is the first that the system ends when memory runs out. What it writes to stderr is kept
-    back, but for the last line before it ends by itself. Sources must be picklable.
+    With `fixed`, it has fixed addresses where the system allows; otherwise random ones, as other programs have, and
+    new ones after call("end"). A call that takes longer than `limit` seconds fails. The process may use the memory that
+    was free when it began, and is the first that the system kills when memory runs out. Its stderr is not shown; the
+    last line is part of the error if it ends by itself. Sources must be picklable.
     """
     worker: _Process | None = None
 
@@ -201,150 +201,9 @@ def process_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> 
         call("end")
 
 
-@contextmanager
-def ray_engine(device: Device, fixed: bool = True, limit: float = 300.0) -> Iterator[Call]:
-    """A worker in a process of its own on that machine of a Ray cluster which has the device (the extra `ray`).
-
-    The machine says so by a custom resource: `ray start --resources '{"device:NAME": 1}'`. The worker holds one of it
-    from its first call to the end, and of two devices on a machine one is timed at a time. Files travel with the call;
-    this project is to be installed there. The cluster is that of the caller's `ray.init`, of RAY_ADDRESS, or the one
-    that runs on this machine. ValueError where no machine has the device, ConnectionError where that machine is lost
-    and no other one like it has it. Else as `process_engine`, also where a worker is lost.
-    """
-    ray = import_ray()
-    token = f"device:{device.name}"
-    joined = not ray.is_initialized()
-    if joined:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
-    host, machine = None, None
-
-    def there() -> bool:
-        return token in ray.cluster_resources()
-
-    def made() -> Any:
-        """A host that holds the device, however long others do before."""
-        host = ray.remote(num_cpus=0, resources={token: 1})(_Host).remote(
-            device, RUNTIMES[device.runtime], fixed, limit
-        )
-        ready = host.ready.remote()
-        while not ray.wait([ready], timeout=10)[0]:
-            if not there():
-                raise ConnectionError(f"the Ray cluster has lost {token}: no machine of it has the device any more")
-        try:
-            ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        return host
-
-    def call(method: str, *arguments: Any) -> Any:
-        nonlocal host, machine
-        if method == "end" and host is None:
-            return None
-        if method in ("load", "open", "memory") and not device.times_modules:
-            arguments = (*arguments[:-1], packed(Path(arguments[-1])))
-        try:
-            if host is None:
-                host = made()
-                found = {name: told for name, told in answer_of("fingerprint").items() if name != "cpus"}
-                if found != (machine := machine or found):
-                    raise ConnectionError(f"the machine that had {token} is lost, and another is not the same: {found}")
-            return answer_of(method, *arguments)
-        except ray.exceptions.RayError as error:  # those of the worker itself are answers
-            end()
-            raise NetworkError(f"its worker was lost: {type(error).__name__}: {error}") from error
-
-    def answer_of(method: str, *arguments: Any) -> Any:
-        answer = pickle.loads(ray.get(host.call.remote(method, *arguments)))  # the limit is the process engine's
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def end() -> None:
-        nonlocal host
-        if host is not None:
-            ray.wait([host.close.remote()], timeout=5)
-            ray.kill(host)
-            host = None
-
-    try:
-        if not there():
-            known = ", ".join(sorted(name for name in ray.cluster_resources() if name.startswith("device:")))
-            raise ValueError(
-                f"no machine of the Ray cluster has {token} (it has {known or 'no device'}): start one that has it with"
-                f" ray start --resources '{{\"{token}\": 1}}'"
-            )
-        yield call
-    finally:
-        end()
-        if joined:
-            ray.shutdown()
-
-
-class _Host:
-    """What runs on the device's machine, one at a time: the process engine, which gets files that arrived as files."""
-
-    def __init__(self, device: Device, runtime: Runtime, fixed: bool, limit: float) -> None:
-        self._device, self._fixed, self._limit, self._stack = device, fixed, limit, ExitStack()
-        RUNTIMES[device.runtime] = runtime  # it may be of another package
-
-    def ready(self) -> None:
-        if os.nice(0) > 0:  # Ray's default, with which other programs would go first
-            try:
-                os.setpriority(os.PRIO_PROCESS, 0, 0)
-            except PermissionError as error:
-                raise OSError("Ray's workers have a low priority here: start it with RAY_worker_niceness=0") from error
-        self._call = self._stack.enter_context(process_engine(self._device, self._fixed, self._limit))
-
-    def call(self, method: str, *arguments: Any) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                sources = [x.unpack(Path(folder)) if isinstance(x, Packed) else x for x in arguments]
-                answer = self._call(method, *sources)
-            except (NetworkError, *USERS_ERRORS) as error:
-                answer = error
-        return pickle.dumps(answer)  # Ray's own arrays could not be written to
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A network's files on their way to another machine: of a folder, or one (`name`) with what lies beside it."""
-
-    files: dict[str, bytes]
-    name: str = ""
-
-    def unpack(self, folder: Path) -> Path:
-        for name, data in self.files.items():
-            (folder / name).write_bytes(data)
-        return folder / self.name
-
-
-def packed(path: Path) -> Packed:
-    if path.is_dir():
-        return Packed({file.name: file.read_bytes() for file in path.iterdir() if file.is_file()})
-    if not path.is_file():
-        raise FileNotFoundError(f"a file is timed, and {path} is not there")
-    beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
-    return Packed({file.name: file.read_bytes() for file in beside if file.is_file()}, path.name)
-
-
-def import_ray() -> Any:
-    """Ray; ImportError says what to install."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("ray is not installed: pip install 'supernet[ray]'") from error
-    return ray
-
-
-ENGINES = {"thread": thread_engine, "process": process_engine, "ray": ray_engine}
-
-
 def peak_memory(device: Device, source: Source, engine: str = "process") -> int:
-    """The bytes by which a fresh process, with the runtime imported, grows at most that loads a network and runs it."""
-    with ENGINES[engine](device) as call:
+    """The peak growth in bytes of a new process, with the runtime imported, that loads a network and runs it once."""
+    with open_engine(engine, device) as call:
         return call("memory", source)
 
 
@@ -352,9 +211,7 @@ class _Process:
     """A process that serves the calls of one worker."""
 
     def __init__(self, device: Device, fixed: bool) -> None:
-        unknown = (
-            f"{device.name}: the process that times cannot import its runtime {device.runtime}: put it in a module"
-        )
+        unknown = f"{device.name}: the timing process cannot import the runtime {device.runtime}: put it in a module"
         try:
             runtime = pickle.dumps(RUNTIMES[device.runtime])
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -363,9 +220,9 @@ class _Process:
             raise ValueError(unknown)
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from predictors.engines import serve; serve({theirs.fileno()})"
-        # What runtimes log there would come from every process; the end of it may tell why one ended.
+        # Runtimes log there, in every process; the last line may say why a process ended.
         self._stderr = tempfile.TemporaryFile()
-        with theirs, fixed_layout(fixed):
+        with theirs, fixed_addresses(fixed):
             # Its stdin is at an end when this process is.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -386,7 +243,7 @@ class _Process:
                 raise NetworkError(f"no answer in {limit:g} s")
             answer = pickle.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
-            raise NetworkError(f"its process {ended(self._process.wait())}{self._last_words()}") from error
+            raise NetworkError(f"its process {describe_status(self._process.wait())}{self._last_words()}") from error
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -394,7 +251,7 @@ class _Process:
     def _last_words(self) -> str:
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 500))
         lines = self._stderr.read().decode(errors="replace").split("\n")
-        return next((f"; the last that it wrote: {line.strip()}" for line in reversed(lines) if line.strip()), "")
+        return next((f"; its last line: {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def end(self) -> None:
         self._connection.close()
@@ -405,9 +262,9 @@ class _Process:
 
 
 def serve(descriptor: int) -> None:
-    """Answer the calls that come through a socket, until it closes: what runs in a process engine's process.
+    """Answer calls through a socket until it closes: the main function of a process engine's process.
 
-    It also ends, whatever runs, when the process ends that started it.
+    The process also ends when its parent process ends.
     """
     connection = Connection(descriptor)
     threading.Thread(target=end_with_stdin, daemon=True).start()
@@ -420,8 +277,10 @@ def serve(descriptor: int) -> None:
     try:
         RUNTIMES[device.runtime], broken = pickle.loads(connection.recv_bytes()), None  # it may be another package's
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        broken = ValueError(f"{device.name}: the process that times cannot import its runtime {device.runtime}: {told}")
+        broken = ValueError(
+            f"{device.name}: the timing process cannot import the runtime {device.runtime}: {type(error).__name__}:"
+            f" {error}"
+        )
     worker = Worker(device)
     while True:
         try:
@@ -447,37 +306,12 @@ def end_with_stdin() -> None:
     os._exit(1)
 
 
-def limit_memory() -> None:
-    """Let this process use no more memory than is free now, and be the first to go if that does not hold (Linux)."""
-    try:
-        import resource
-
-        free = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
-        limit = 1024 * int(free[0].split()[1])
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except (ImportError, OSError, IndexError):
-        return  # no Linux
-
-
-def ended(status: int) -> str:
-    """How a process ended, in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"was ended by {name}" + (", which is how the system frees memory" if name == "SIGKILL" else "")
-
-
 @contextmanager
 def runtime_threads(device: Device) -> Iterator[None]:
-    """torch's thread count is global to the process: set it while timing only. Others' are the session's.
+    """Set torch's thread count, and float32 without TF32 on GPUs, both of which are global, while networks run.
 
-    So is whether convolutions on a GPU round float32 to TF32, which they then do not. Denormals are flushed on the
-    calling thread, which is the worker's own.
+    Other runtimes have the thread count in their session. Denormals are flushed on the calling thread, which is the
+    worker's own.
     """
     if not device.times_modules:
         yield
@@ -495,16 +329,7 @@ def runtime_threads(device: Device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = rounds
 
 
-def cache_evictor() -> Call:
-    """A function that reads and writes twice as many bytes as the largest cache holds."""
+def cache_evictor() -> Callable[[], Any]:
+    """A function that reads and writes twice the size of the largest cache."""
     buffer = np.zeros(2 * largest_cache(), np.uint8)
     return lambda: np.add(buffer, 1, out=buffer)
-
-
-def largest_cache() -> int:
-    """The bytes of the processor's largest cache, or 64 MiB where the system does not tell."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        sizes.append(int(text[:-1]) * {"K": 1024, "M": 1024**2}[text[-1]])
-    return max(sizes, default=64 * 1024**2)

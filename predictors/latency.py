@@ -173,7 +173,7 @@ def mean_and_scale(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, scale
 
 
-def most_telling(terms: np.ndarray, first: int = 0) -> np.ndarray:
+def d_optimal_order(terms: np.ndarray, first: int = 0) -> np.ndarray:
     """The order (n,) of rows of terms (n, terms) in which each tells a linear model the most beyond those before it.
 
     After the `first` rows, which stay where they are, it is always the one whose prediction varies most given those
@@ -194,7 +194,7 @@ def most_telling(terms: np.ndarray, first: int = 0) -> np.ndarray:
     return order
 
 
-def enough(errors: Mapping[int, float], floor: float) -> bool:
+def has_converged(errors: Mapping[int, float], floor: float) -> bool:
     """Whether more measurements would tell a latency predictor little more.
 
     `errors` has its cross-validated relative error by the number of rows it was fitted on. The last one is within 1.2

@@ -28,27 +28,14 @@ from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from predictors.devices import LEAST_ROUNDS, LEAST_RUNS, Device
-from predictors.engines import ENGINES, NetworkError, peak_memory
+from predictors.engines import NetworkError, open_engine, peak_memory
 from predictors.latency import LatencyPredictor
 from predictors.ledger import Ledger
-from predictors.measuring import (
-    ATTEMPTS,
-    COPIES,
-    VISITS,
-    Failure,
-    Measurement,
-    Session,
-    judged,
-    latencies,
-    least_latencies,
-    measure,
-    noise_floor,
-    now,
-    open_session,
-    undisturbed,
-)
-from predictors.runtimes import RUNTIMES, part_file
+from predictors.runtimes import RUNTIMES
+from predictors.runtimes.session import part_file
+from predictors.statistics import Failure, Measurement, accepted, latencies, noise_floor, robust_latencies, undisturbed
 from predictors.store import Store, digest, network_id
+from predictors.timing import ATTEMPTS, COPIES, RecoveringWorker, now, open_worker, time_networks
 from recipes import FIRST_SAMPLES
 from recipes.device_files import (
     FILES,
@@ -73,6 +60,7 @@ from supernet.saving import write_network
 LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what is timed of a translation network
 TIMING = (*LENGTHS, "length_penalty")  # they change no accuracy
 NAMES = ("dataset", "license", "class_names", "source_language", "target_language")  # nor do these, of an input_spec
+VISITS = 8  # timing sessions of a network that a predictor learns from
 CONFIRMED = 2  # measurements of the memory that a file takes, both of which must keep within a bound
 # Networks on which the faster exporter is checked, how often, and by how much the latency of its files may differ.
 CHECKED, PAIRS, AGREE = 3, 4, 0.02
@@ -118,7 +106,7 @@ class Bench:
         self.latency_quality: dict[tuple[Device, int | None, int], dict[str, Any]] = {}
         self._data_ids: dict[str, str] = {}  # of the parts of the data
         self.ledger = Ledger()
-        self._session: Session | None = None  # see `_staying`
+        self._session: RecoveringWorker | None = None  # see `_staying`
         self._workers: Workers | None = None  # see `_share`
         self._alone = False  # nothing can be shared
         self.evaluates = False  # whether networks will be evaluated, too
@@ -141,7 +129,7 @@ class Bench:
         if self.engine == "process":
             return self.device.fingerprint()
         try:
-            with ENGINES[self.engine](self.device) as call:
+            with open_engine(self.engine, self.device) as call:
                 return call("fingerprint")
         except NetworkError as error:
             raise ValueError(f"{self.device.name}: {error}") from error
@@ -195,7 +183,7 @@ class Bench:
         ran = [bool(measurements) for measurements in records]
         records = list(filter(None, records))
         ms = np.full(len(configs), np.inf)
-        ms[ran] = least_latencies(records, self.quiet or self._quiet(records))
+        ms[ran] = robust_latencies(records, self.quiet or self._quiet(records))
         return ms
 
     @contextmanager
@@ -204,7 +192,7 @@ class Bench:
         if self._session is not None or self.engine != "process":
             yield
             return
-        with open_session(self.device, self.engine, kept=True) as self._session:
+        with open_worker(self.device, self.engine, kept=True) as self._session:
             try:
                 yield
             finally:
@@ -282,7 +270,7 @@ class Bench:
 
         def counted(config: Any) -> list[Measurement]:
             records = self._records(config, "final", table)
-            return judged([m for m in records if m.rounds == self.device.rounds], statistic, self.quiet)
+            return accepted([m for m in records if m.rounds == self.device.rounds], statistic, self.quiet)
 
         while some := [c for c in configs if not counted(c) and not self._failures(c, "final")]:
             self._time(some, "final", what, table)
@@ -410,7 +398,7 @@ class Bench:
             }
             if device_id != self.device_id and len(timed) >= FIRST_SAMPLES:
                 model = LatencyPredictor(terms=self.supernet.cost_terms)
-                model.fit(X[list(timed)], least_latencies(timed.values()))
+                model.fit(X[list(timed)], robust_latencies(timed.values()))
                 found[f"{next(iter(timed.values()))[0].device['name']} {device_id[:8]}"] = FrozenEstimator(model)
         return found
 
@@ -476,8 +464,14 @@ class Bench:
         try:
             with self.ledger.spending(what.removesuffix(", again")):
                 device = dataclasses.replace(self.device, rounds=rounds or self.device.rounds)
-                session = None if fresh else self._session
-                timed = measure(device, sources, reference, engine=self.engine, fresh=fresh, session=session)
+                timed = time_networks(
+                    device,
+                    sources,
+                    reference,
+                    engine=self.engine,
+                    new_process_per_round=fresh,
+                    worker=None if fresh else self._session,
+                )
                 for key, result in progress(timed, len(keys), what):
                     if any(result.device[name] != told for name, told in expected.items() if name != "cpus"):
                         raise ValueError(f"{self.device.name}: of several machines that differ: {result.device}")
@@ -675,7 +669,7 @@ class Bench:
         if self.engine == "process":  # it ran before, so that nothing is to be feared for this process
             yield network, partial(network.run_parts, self.device.open(file))
             return
-        with ENGINES[self.engine](self.device) as call:
+        with open_engine(self.engine, self.device) as call:
             call("open", file)
             yield network, partial(network.run_parts, partial(call, "run"))
 
@@ -749,7 +743,7 @@ def try_device(device: Device, folder: Path) -> Measurement:
     if not device.times_modules:
         seen = [{"input": x.numpy()}] if device.precision == "int8" else None
         source = write_part(Part(network, (x,), ("input",)), device, folder / "network", True, seen)
-    ((_, result),) = measure(dataclasses.replace(device, spacing=0.0), {"network": source}, engine="process")
+    ((_, result),) = time_networks(dataclasses.replace(device, spacing=0.0), {"network": source}, engine="process")
     if isinstance(result, Failure):
         raise NetworkError(result.reasons[0])
     return result

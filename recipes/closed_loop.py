@@ -58,7 +58,7 @@ def find_network(
     """
     space, rng, figure = bench.supernet.space, np.random.default_rng(seed), bench.supernet.figure
     if "memory_mb" in (bounds or {}):
-        bench.device.check_tells_memory()
+        bench.device.check_memory()
     shared = shared or Shared()
     bench.will_evaluate()
     ends = space.encode([space.smallest(), space.largest()])

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from predictors.devices import Device
-from predictors.runtimes import RUNTIMES, SUFFIXES, batches
+from predictors.runtimes import RUNTIMES
+from predictors.runtimes.session import SUFFIXES, batches
 from supernet.export import FORMATS, Request
 from supernet.export.executorch import part_to_executorch
 from supernet.export.folder import exported_as, saved_as

@@ -12,8 +12,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import KFold, cross_val_predict
 
 from predictors.accuracy import AccuracyPredictor
-from predictors.latency import LatencyPredictor, enough, most_telling, quality
-from predictors.measuring import TOO_NOISY
+from predictors.latency import LatencyPredictor, d_optimal_order, has_converged, quality
+from predictors.statistics import TOO_NOISY
 from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES, MOST_TIMED
 from recipes.bench import Bench
 from supernet.model import total
@@ -90,7 +90,7 @@ def time_samples(
     pool = latency_rows(bench.supernet.space, max(most, MOST_SAMPLES, samples or 0), rng)  # the same for any `most`
     if bench.sources is None:
         bench.sources = bench.other_devices(pool)
-    pool = pool[most_telling(np.stack(list(bench.supernet.cost_terms(pool).values()), axis=1), first=2)]
+    pool = pool[d_optimal_order(np.stack(list(bench.supernet.cost_terms(pool).values()), axis=1), first=2)]
     X = pool[: most if samples is None else samples]
     n, ms = time_enough(bench, X, samples, most_seconds)
     ran = np.isfinite(ms)
@@ -132,7 +132,7 @@ def time_enough(bench: Bench, X: np.ndarray, samples: int | None, most_seconds: 
             errors[n] = model.fit(X[:n][ran], ms[ran]).cv_error_
             # The mean of two halves errs half as much as they differ. That a machine is too busy excuses nothing.
             noise = min(bench.noise_floor(X[:n][ran], ASKED), TOO_NOISY) / 2
-            if (model.share_ > 0.5 or n >= FIRST_SAMPLES) and enough(errors, noise):
+            if (model.share_ > 0.5 or n >= FIRST_SAMPLES) and has_converged(errors, noise):
                 break
     return n, bench.latencies(X[:n], "timing samples")
 
@@ -211,6 +211,6 @@ def samples_near(
             model = AccuracyPredictor(terms=bench.supernet.cost_terms)
             told = cross_val_predict(model, A, loss, cv=at_most(folds, len(A)))
             errors[len(A)] = float(np.sqrt(np.mean((told - loss) ** 2)))
-            if enough(errors, floor=0.0):
+            if has_converged(errors, floor=0.0):
                 break
     return A

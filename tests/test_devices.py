@@ -10,21 +10,22 @@ import torch
 from torch import nn
 
 import recipes
-from predictors.devices import DEVICES, Device, cpu_model, get_device
+from predictors.devices import DEVICES, Device, get_device
 from predictors.engines import Worker
-from predictors.measuring import (
-    COPIES,
+from predictors.machine import cpu_model
+from predictors.runtimes import RUNTIMES, Runtime
+from predictors.runtimes.torch import load_torch
+from predictors.statistics import (
     Measurement,
-    judged,
+    accepted,
     latencies,
-    least_latencies,
-    measure,
     noise_floor,
-    repeats,
+    repeatability,
+    robust_latencies,
     undisturbed,
 )
-from predictors.runtimes import RUNTIMES, Runtime, load_torch
 from predictors.store import Store
+from predictors.timing import COPIES, time_networks
 
 SMALL = {"warmup": 1, "rounds": 4, "runs": 5, "spacing": 0.0}
 TORCH = dataclasses.replace(DEVICES["torch"], **SMALL)
@@ -113,7 +114,7 @@ def test_processors_of_the_same_name_or_none_are_told_apart(monkeypatch):
 
 def test_a_cpu_that_this_process_may_not_use_is_an_error():
     with pytest.raises(ValueError, match="9999"):
-        next(measure(dataclasses.replace(TORCH, affinity=(9999,)), {"a": source()}))
+        next(time_networks(dataclasses.replace(TORCH, affinity=(9999,)), {"a": source()}))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_an_entry_point_that_gives_no_device_is_an_error(monkeypatch):
     point = EntryPoint("board", "package:board", "supernet.devices")
     monkeypatch.setattr(EntryPoint, "load", lambda self: "a board")
     monkeypatch.setattr("predictors.devices.entry_points", lambda group: [point])
-    with pytest.raises(ValueError, match="board = package:board gives a str"):
+    with pytest.raises(ValueError, match="board = package:board is a str"):
         get_device("board")
 
 
@@ -220,7 +221,7 @@ def test_a_quantized_file_is_not_timed_as_float32(onnx_file, tmp_path):
 @pytest.mark.parametrize("kind", ["torch", "onnxruntime"])
 def test_every_network_gets_all_its_rounds(kind, onnx_file):
     device, one = (TORCH, source()) if kind == "torch" else (ONNX, onnx_file)
-    results = dict(measure(device, {f"n{i}": one for i in range(7)}, ("reference", one), group=2))
+    results = dict(time_networks(device, {f"n{i}": one for i in range(7)}, ("reference", one), group=2))
     assert list(results) == [f"n{i}" for i in range(7)]
     for m in results.values():
         assert (m.rounds, m.runs, m.reference) == (4, 5, "reference") and m.reference_min >= m.quiet_min > 0
@@ -234,7 +235,7 @@ def test_networks_are_loaded_lazily_and_yielded_early():
     def maker(i):
         return f"n{i}", lambda: made.append(i) or source()
 
-    sweep = measure(TORCH, map(maker, range(100)), group=1)
+    sweep = time_networks(TORCH, map(maker, range(100)), group=1)
     next(sweep)
     assert len(made) == 1
     sweep.close()
@@ -247,7 +248,7 @@ def test_torchs_thread_count_is_put_back():
 
     torch.set_num_threads(2)
     before = counts()
-    for _ in measure(TORCH, {"a": source()}):
+    for _ in time_networks(TORCH, {"a": source()}):
         assert counts() == before
     assert counts() == before
 
@@ -281,23 +282,23 @@ def test_a_network_may_be_the_reference_too(monkeypatch):
     loaded, loading = [], Worker.load
     monkeypatch.setattr(Worker, "load", lambda self, key, of: loaded.append(key) or loading(self, key, of))
     one = source()
-    results = dict(measure(TORCH, {"r": one, "a": one, "b": one}, ("r", one), group=1))
+    results = dict(time_networks(TORCH, {"r": one, "a": one, "b": one}, ("r", one), group=1))
     assert {m.rounds for m in results.values()} == {TORCH.rounds} and len(loaded) == len(set(loaded)) == 3 + COPIES
 
 
 def test_a_budget_is_judged_by_measurements_with_little_drift():
     quiet, good, bad, worse = {"r": 1.0}, made_up(1.1), made_up(1.3), made_up(1.6)
-    assert judged([good, made_up(1.0)], "median", quiet) == [good, made_up(1.0)]
-    assert judged([bad, good, bad], "median", quiet) == [good]
-    assert judged([worse, bad, worse, bad, good], "median", quiet) == [bad, good]
-    assert judged([made_up(9.0, reference="")], "median", {}) == [made_up(9.0, reference="")]
+    assert accepted([good, made_up(1.0)], "median", quiet) == [good, made_up(1.0)]
+    assert accepted([bad, good, bad], "median", quiet) == [good]
+    assert accepted([worse, bad, worse, bad, good], "median", quiet) == [bad, good]
+    assert accepted([made_up(9.0, reference="")], "median", {}) == [made_up(9.0, reference="")]
 
 
 def test_a_budget_is_judged_by_measurements_whose_runs_are_close_together():
     quiet, good, bad = {"r": 1.0}, made_up(1.0, least=0.9), made_up(1.0, least=0.8)
-    assert judged([bad, good, bad], "median", quiet) == [good]
-    assert judged([bad, good, bad], "min", quiet) == [bad, good, bad]
-    assert judged([bad, made_up(1.3), bad, good], "median", quiet) == [bad, good]
+    assert accepted([bad, good, bad], "median", quiet) == [good]
+    assert accepted([bad, good, bad], "min", quiet) == [bad, good, bad]
+    assert accepted([bad, made_up(1.3), bad, good], "median", quiet) == [bad, good]
 
 
 def test_without_a_reference_times_stay_as_they_are():
@@ -313,20 +314,20 @@ def test_noise_is_the_difference_between_halves():
 def test_of_measurements_of_a_network_the_lower_half_counts_without_its_drift():
     several = [made_up(1.0, ms=2.2), made_up(1.3, ms=2.0), made_up(1.0, ms=2.4), made_up(1.0, ms=9.0)]
     networks = [several, several[:3], several[:2], several[:1], [made_up(1.0)] * 8]
-    assert np.allclose(least_latencies(networks), [2.1, 2.1, 2.0, 2.2, 2.0])
-    assert len(least_latencies([])) == 0
-    assert least_latencies([[made_up(1.0, least=0.5)]]) == pytest.approx([1.1])  # the p10, and not the least run
+    assert np.allclose(robust_latencies(networks), [2.1, 2.1, 2.0, 2.2, 2.0])
+    assert len(robust_latencies([])) == 0
+    assert robust_latencies([[made_up(1.0, least=0.5)]]) == pytest.approx([1.1])  # the p10, and not the least run
 
 
 def test_measurements_repeat_as_every_other_one_and_those_in_between_do():
-    assert repeats([made_up(1.0, ms=3.0), made_up(1.3), made_up(1.0, ms=9.0), made_up(1.0)]) == pytest.approx(0.4)
+    assert repeatability([made_up(1.0, ms=3.0), made_up(1.3), made_up(1.0, ms=9.0), made_up(1.0)]) == pytest.approx(0.4)
     halves = Measurement.of(((1.0,) * 8,) * 2 + ((1.5,) * 8,) * 2, "", (), "now", {})
-    assert repeats([halves]) == halves.noise
+    assert repeatability([halves]) == halves.noise
     assert noise_floor([[halves], [made_up(1.0)], [made_up(1.0), made_up(1.0, ms=2.2)]]) == pytest.approx(0.2 / 2.1)
 
 
 def test_a_measurement_survives_the_store(tmp_path):
-    ((_, m),) = measure(TORCH, {"a": source()}, ("reference", source()))
+    ((_, m),) = time_networks(TORCH, {"a": source()}, ("reference", source()))
     with Store(tmp_path / "store") as store:
         store.add("latency", ("a", TORCH.id), dataclasses.asdict(m))
         (record,) = store.get("latency", [("a", TORCH.id)])[("a", TORCH.id)]

@@ -14,21 +14,27 @@ import pytest
 import torch
 from torch import nn
 
-from predictors.devices import ADDR_NO_RANDOMIZE, DEVICES, fixed_layout, personality
+from predictors.devices import DEVICES
 from predictors.engines import (
     ENGINES,
     NetworkError,
-    alone_here,
     cache_evictor,
-    ended,
-    largest_cache,
     peak_memory,
     process_engine,
     runtime_threads,
     thread_engine,
 )
-from predictors.measuring import Failure, Measurement, measure
+from predictors.machine import (
+    ADDR_NO_RANDOMIZE,
+    alone_here,
+    describe_status,
+    fixed_addresses,
+    largest_cache,
+    personality,
+)
 from predictors.runtimes import RUNTIMES, Runtime
+from predictors.statistics import Failure, Measurement
+from predictors.timing import time_networks
 
 TORCH = dataclasses.replace(DEVICES["torch"], warmup=1, rounds=4, runs=5, spacing=0.0)
 INPUTS = (torch.zeros(1, 2),)
@@ -68,7 +74,7 @@ def leave(x):
     os._exit(7)
 
 
-def load_mine(device, seconds):
+def load_mine(seconds, **_):
     return (lambda: time.sleep(seconds)), "float32"
 
 
@@ -134,7 +140,7 @@ def test_peak_memory_is_that_of_the_network(misbehaving):
 
 
 def test_what_runtimes_log_in_their_processes_is_kept_back(misbehaving, capfd):
-    results = dict(measure(TORCH, {"a": (misbehaving.log, INPUTS)}, engine="process"))
+    results = dict(time_networks(TORCH, {"a": (misbehaving.log, INPUTS)}, engine="process"))
     assert results["a"].rounds == 4 and "deprecated" not in capfd.readouterr().err
 
 
@@ -144,13 +150,13 @@ def test_what_runtimes_log_in_their_processes_is_kept_back(misbehaving, capfd):
         ("crash", "its process was ended by SIGSEGV"),
         ("crash_in_the_third_round", "its process was ended by SIGSEGV"),
         ("exhaust", "MemoryError"),
-        ("leave", "its process ended with status 7; the last that it wrote: no room for the kernel"),
+        ("leave", "its process ended with status 7; its last line: no room for the kernel"),
         ("refuse", "RuntimeError: no kernel for this"),
     ],
 )
 def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(misbehaving, name, reason):
     networks = {"a": good(), "bad": (getattr(misbehaving, name), INPUTS), "b": good(), "c": good()}
-    results = dict(measure(TORCH, networks, ("reference", good()), engine="process"))
+    results = dict(time_networks(TORCH, networks, ("reference", good()), engine="process"))
     assert isinstance(results["bad"], Failure) and len(results["bad"].reasons) == 2
     assert all(reason in told for told in results["bad"].reasons)
     for key in "abc":
@@ -160,7 +166,7 @@ def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(m
 
 def test_a_network_that_breaks_the_reference_is_told_and_costs_no_other_one(misbehaving):
     networks = {"a": good(), "bad": (misbehaving.break_what_comes_later, INPUTS), "b": good()}
-    results = dict(measure(TORCH, networks, ("r", (misbehaving.break_with_others, INPUTS)), engine="process"))
+    results = dict(time_networks(TORCH, networks, ("r", (misbehaving.break_with_others, INPUTS)), engine="process"))
     told = results["bad"].reasons
     assert len(told) == 2 and all("beside it the reference: its process was ended by" in reason for reason in told)
     assert [results[key].rounds for key in "ab"] == [4, 4]
@@ -168,13 +174,15 @@ def test_a_network_that_breaks_the_reference_is_told_and_costs_no_other_one(misb
 
 def test_a_network_that_hangs_is_stopped_at_the_limit_and_no_other_loses_a_round(misbehaving, monkeypatch):
     monkeypatch.setitem(ENGINES, "process", partial(process_engine, limit=15))
-    results = dict(measure(TORCH, {"a": good(), "bad": (misbehaving.hang, INPUTS), "b": good()}, engine="process"))
+    results = dict(
+        time_networks(TORCH, {"a": good(), "bad": (misbehaving.hang, INPUTS), "b": good()}, engine="process")
+    )
     assert isinstance(results["bad"], Failure) and results["bad"].reasons == ("no answer in 15 s",) * 2
     assert [results[key].rounds for key in "ab"] == [4, 4]
 
 
 def test_what_a_network_raises_is_its_own_failure_and_no_error_of_the_user(misbehaving):
-    results = dict(measure(TORCH, {"bad": (misbehaving.no_memory, INPUTS), "a": good()}, engine="thread"))
+    results = dict(time_networks(TORCH, {"bad": (misbehaving.no_memory, INPUTS), "a": good()}, engine="thread"))
     assert "OSError: " in results["bad"].reasons[0] and results["a"].rounds == 4
 
 
@@ -182,7 +190,7 @@ def test_a_network_that_cannot_be_exported_costs_no_other_one():
     def unwritable():
         raise RuntimeError("no operator for this")
 
-    results = dict(measure(TORCH, {"a": good, "bad": unwritable, "b": good}, ("reference", good)))
+    results = dict(time_networks(TORCH, {"a": good, "bad": unwritable, "b": good}, ("reference", good)))
     assert results["bad"].reasons == ("it could not be exported: RuntimeError: no operator for this",) * 2
     assert [results[key].rounds for key in "ab"] == [4, 4]
 
@@ -190,17 +198,17 @@ def test_a_network_that_cannot_be_exported_costs_no_other_one():
 def test_a_runtime_of_another_package_runs_in_the_process_too(misbehaving, monkeypatch):
     monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch", files=None))
     device = dataclasses.replace(TORCH, name="mine", runtime="mine")
-    (result,) = dict(measure(device, {"a": 0.01}, engine="process")).values()
+    (result,) = dict(time_networks(device, {"a": 0.01}, engine="process")).values()
     assert 10 <= result.p10 < 20
     main = sys.modules["__main__"]
     for known in (False, True):  # to pickle; the process cannot import it either way
         monkeypatch.setattr(main, "load_theirs", load_theirs, raising=False) if known else None
         monkeypatch.setitem(RUNTIMES, "mine", Runtime(load_theirs, "torch", files=None))
         with pytest.raises(ValueError, match="cannot import its runtime mine: put it in a module"):
-            dict(measure(device, {"a": 0.01}, engine="process"))
+            dict(time_networks(device, {"a": 0.01}, engine="process"))
 
 
-def load_theirs(device, source): ...
+def load_theirs(source, **_): ...
 
 
 load_theirs.__module__ = "__main__"
@@ -210,8 +218,8 @@ def test_a_module_that_the_process_cannot_import_is_told(misbehaving, monkeypatc
     monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch", files=None))
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "pytest" not in place])
     device = dataclasses.replace(TORCH, name="mine", runtime="mine")
-    with pytest.raises(ValueError, match="cannot import its runtime mine: ModuleNotFoundError"):
-        dict(measure(device, {"a": 0.01}, engine="process"))
+    with pytest.raises(ValueError, match="cannot import the runtime mine: ModuleNotFoundError"):
+        dict(time_networks(device, {"a": 0.01}, engine="process"))
 
 
 @pytest.mark.parametrize("engine", [thread_engine, process_engine])
@@ -264,14 +272,14 @@ def test_a_process_that_is_killed_between_rounds_loses_no_row(misbehaving, tmp_p
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(time, "sleep", killing)  # as between rounds
-    results = dict(measure(TORCH, networks, engine="process"))
+    results = dict(time_networks(TORCH, networks, engine="process"))
     assert killed and set(results) == set("abcd") and all(m.rounds == 4 for m in results.values())
 
 
 def test_each_group_and_what_failed_once_has_a_process_of_its_own(misbehaving, tmp_path, monkeypatch):
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
     networks = {key: (misbehaving.where, INPUTS) for key in "abcd"} | {"bad": (misbehaving.leave, INPUTS)}
-    results = dict(measure(TORCH, networks, ("reference", good()), engine="process", group=2))
+    results = dict(time_networks(TORCH, networks, ("reference", good()), engine="process", group=2))
     assert isinstance(results.pop("bad"), Failure) and all(m.rounds == TORCH.rounds for m in results.values())
     runs = [line.split()[0] for line in (tmp_path / "where").read_text().splitlines()]
     each = 2 * (1 + TORCH.rounds * (TORCH.warmup + TORCH.runs))  # of a process: two networks, which are loaded once
@@ -280,36 +288,36 @@ def test_each_group_and_what_failed_once_has_a_process_of_its_own(misbehaving, t
 
 def test_a_thread_tells_what_the_runtime_raised_and_goes_on(misbehaving):
     networks = {"bad": (misbehaving.refuse, INPUTS), "a": good()}
-    results = dict(measure(TORCH, networks))
+    results = dict(time_networks(TORCH, networks))
     assert results["bad"].reasons == ("RuntimeError: no kernel for this",) * 2
     assert (results["a"].rounds, results["a"].runs) == (4, 5)
 
 
 def test_a_reference_that_fails_ends_the_measuring(misbehaving):
     with pytest.raises(NetworkError, match="reference network r failed: .*no kernel"):
-        list(measure(TORCH, {"a": good()}, ("r", (misbehaving.refuse, INPUTS))))
+        list(time_networks(TORCH, {"a": good()}, ("r", (misbehaving.refuse, INPUTS))))
 
 
 @pytest.mark.parametrize("engine", ["thread", "process"])
 def test_what_a_user_asked_for_wrongly_is_raised(engine):
     with pytest.raises(ValueError, match="train mode") as caught:
-        list(measure(TORCH, {"a": (nn.Linear(2, 2).train(), INPUTS)}, engine=engine))
+        list(time_networks(TORCH, {"a": (nn.Linear(2, 2).train(), INPUTS)}, engine=engine))
     assert caught.value.__notes__ == ["while timing a"]
     with pytest.raises(ValueError, match="engine: 'cloud' is not one of thread, process"):
-        list(measure(TORCH, {"a": good()}, engine="cloud"))
+        list(time_networks(TORCH, {"a": good()}, engine="cloud"))
 
 
 def test_a_source_that_the_process_cannot_import_is_told(misbehaving, tmp_path):
     (tmp_path / "misbehaving.py").unlink()
     with pytest.raises(ImportError, match="misbehaving"):
-        list(measure(TORCH, {"a": (misbehaving.where, INPUTS)}, engine="process"))
+        list(time_networks(TORCH, {"a": (misbehaving.where, INPUTS)}, engine="process"))
 
 
 def test_the_process_is_pinned_and_this_one_is_not(misbehaving, tmp_path, monkeypatch):
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
     before = os.sched_getaffinity(0)
     device = dataclasses.replace(TORCH, affinity=(max(before),))
-    list(measure(device, {"a": (misbehaving.where, INPUTS)}, engine="process"))
+    list(time_networks(device, {"a": (misbehaving.where, INPUTS)}, engine="process"))
     seen = {tuple(map(int, line.split())) for line in (tmp_path / "where").read_text().splitlines()}
     assert os.sched_getaffinity(0) == before
     ((process, *cpus),) = seen
@@ -322,7 +330,7 @@ def test_processes_that_time_have_their_code_at_the_same_place(misbehaving, tmp_
     if TORCH.fingerprint()["layout"] == "random":
         pytest.skip("this system does not fix where a process has its memory")
     for _ in range(3):
-        (timed,) = measure(TORCH, {"a": (misbehaving.place, INPUTS)}, engine="process")
+        (timed,) = time_networks(TORCH, {"a": (misbehaving.place, INPUTS)}, engine="process")
         assert timed[1].device["layout"] == "fixed"
     assert len(set((tmp_path / "where").read_text().splitlines())) == 1
     assert personality() == before
@@ -334,7 +342,7 @@ def test_with_fresh_every_round_is_by_another_process_at_random_addresses(
 ):
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
     networks = {"a": (misbehaving.where, INPUTS), "b": (misbehaving.where, INPUTS), "c": good()}
-    timed = dict(measure(TORCH, networks, reference, engine="process", fresh=True))
+    timed = dict(time_networks(TORCH, networks, reference, engine="process", new_process_per_round=True))
     assert {(m.rounds, m.device["layout"]) for m in timed.values()} == {(TORCH.rounds, "random")}
     seen = [line.split()[0] for line in (tmp_path / "where").read_text().splitlines()]
     assert len(set(seen)) == TORCH.rounds
@@ -342,27 +350,27 @@ def test_with_fresh_every_round_is_by_another_process_at_random_addresses(
 
 
 def test_fresh_addresses_are_random_where_those_of_this_process_are_not():
-    with fixed_layout() as done:
+    with fixed_addresses() as done:
         if not done:
             pytest.skip("this system does not fix where a process has its memory")
-        ((_, timed),) = measure(TORCH, {"a": good()}, engine="process", fresh=True)
+        ((_, timed),) = time_networks(TORCH, {"a": good()}, engine="process", new_process_per_round=True)
     assert timed.device["layout"] == "random"
 
 
 def test_what_fails_in_a_fresh_process_costs_no_other_network_a_round(misbehaving):
     networks = {"a": good(), "bad": (misbehaving.leave, INPUTS), "b": good()}
-    timed = dict(measure(TORCH, networks, ("reference", good()), engine="process", fresh=True))
+    timed = dict(time_networks(TORCH, networks, ("reference", good()), engine="process", new_process_per_round=True))
     assert isinstance(timed.pop("bad"), Failure)
     assert {m.rounds for m in timed.values()} == {TORCH.rounds}
 
 
 def test_a_thread_is_no_fresh_process():
-    with pytest.raises(ValueError, match="a thread cannot be moved to another process: the engine must be process or"):
-        list(measure(TORCH, {"a": good()}, fresh=True))
+    with pytest.raises(ValueError, match="the engine thread has the addresses of this process"):
+        list(time_networks(TORCH, {"a": good()}, new_process_per_round=True))
 
 
 def test_a_thread_has_the_layout_of_its_process():
-    (timed,) = measure(TORCH, {"a": good()})
+    (timed,) = time_networks(TORCH, {"a": good()})
     told = Path("/proc/self/personality")
     fixed = told.is_file() and int(told.read_text(), 16) & ADDR_NO_RANDOMIZE
     assert timed[1].device["layout"] == ("fixed" if fixed else "random")
@@ -433,7 +441,7 @@ def test_a_thread_is_pinned_and_the_caller_is_not():
 def test_cold_runs_have_the_caches_filled_with_other_data(monkeypatch):
     evicted = []
     monkeypatch.setattr("predictors.engines.cache_evictor", lambda: lambda: evicted.append(1))
-    ((_, m),) = measure(dataclasses.replace(TORCH, protocol="cold"), {"a": good()})
+    ((_, m),) = time_networks(dataclasses.replace(TORCH, protocol="cold"), {"a": good()})
     assert len(evicted) == m.device["rounds"] * m.device["runs"]
 
 
@@ -444,4 +452,4 @@ def test_evicting_touches_twice_the_largest_cache():
 
 @pytest.mark.parametrize("status, words", [(3, "status 3"), (-signal.SIGKILL, "frees memory"), (-40, "signal 40")])
 def test_how_a_process_ended_is_told_in_words(status, words):
-    assert words in ended(status)
+    assert words in describe_status(status)

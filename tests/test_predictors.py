@@ -9,7 +9,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ofa.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
 from predictors.accuracy import AccuracyPredictor
-from predictors.latency import LatencyPredictor, enough, fit_relative_huber, most_telling, quality
+from predictors.latency import LatencyPredictor, d_optimal_order, fit_relative_huber, has_converged, quality
 
 SUPERNET = MobileNetV3(mobilenet_v3_space(resolution=(32, 48)), num_classes=10, width_mult=0.35)
 X = SUPERNET.space.sample(120, np.random.default_rng(0))
@@ -44,10 +44,10 @@ def test_it_survives_cloning_and_pickling_without_weights():
 
 
 def test_measurements_are_enough_at_the_noise_or_where_more_did_not_help():
-    assert enough({20: 0.012}, floor=0.01) and not enough({20: 0.02}, floor=0.01)
-    assert not enough({20: 0.05, 25: 0.049}, floor=0.01)  # five more tell nothing yet
-    assert enough({20: 0.05, 25: 0.049, 30: 0.046}, floor=0.01)
-    assert not enough({20: 0.05, 25: 0.049, 30: 0.044}, floor=0.01)
+    assert has_converged({20: 0.012}, floor=0.01) and not has_converged({20: 0.02}, floor=0.01)
+    assert not has_converged({20: 0.05, 25: 0.049}, floor=0.01)  # five more tell nothing yet
+    assert has_converged({20: 0.05, 25: 0.049, 30: 0.046}, floor=0.01)
+    assert not has_converged({20: 0.05, 25: 0.049, 30: 0.044}, floor=0.01)
 
 
 @pytest.mark.parametrize("n", [10, 20, 40])
@@ -59,11 +59,11 @@ def test_the_most_telling_rows_determine_a_linear_model_better_than_random_ones(
         return np.linalg.slogdet(rows[some].T @ rows[some] + 0.01 * np.eye(rows.shape[1])).logabsdet
 
     drawn = [np.random.default_rng(seed).choice(len(X), n, replace=False) for seed in range(20)]
-    assert determined(most_telling(terms)[:n]) > max(map(determined, drawn))
+    assert determined(d_optimal_order(terms)[:n]) > max(map(determined, drawn))
 
 
 def test_the_most_telling_rows_are_an_order_after_the_first_ones():
-    order = most_telling(X, first=3)
+    order = d_optimal_order(X, first=3)
     assert order[:3].tolist() == [0, 1, 2] and sorted(order) == list(range(len(X)))
 
 

@@ -12,8 +12,10 @@ from torch import nn
 
 import ofa
 from predictors.devices import DEVICES
-from predictors.engines import ENGINES, ray_engine
-from predictors.measuring import Failure, measure
+from predictors.engines import ENGINES
+from predictors.ray import ray_engine
+from predictors.statistics import Failure
+from predictors.timing import time_networks
 from recipes import specialize
 from supernet.export.onnx import to_onnx
 from supernet.saving import load, save
@@ -98,7 +100,7 @@ def test_no_two_measurements_overlap_on_one_device(cluster):
 
     (cluster / "log").unlink(missing_ok=True)
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(lambda i=i: dict(measure(TORCH, {f"{i}": spied()}, engine="ray"))) for i in range(4)]
+        jobs = [pool.submit(lambda i=i: dict(time_networks(TORCH, {f"{i}": spied()}, engine="ray"))) for i in range(4)]
         found = {key for job in jobs for key in job.result()}
     assert found == set("0123")
     seen = sorted(runs(cluster), key=lambda run: run[2])
@@ -110,15 +112,15 @@ def test_no_two_measurements_overlap_on_one_device(cluster):
 def test_a_worker_that_is_killed_loses_no_row(cluster, monkeypatch):
     (cluster / "log").unlink(missing_ok=True)
     networks, results, killed = {key: spied() for key in "abcdef"}, {}, []
-    serial = dict(measure(TORCH, {key: good() for key in "abcdef"}, ("reference", good()), engine="process"))
+    serial = dict(time_networks(TORCH, {key: good() for key in "abcdef"}, ("reference", good()), engine="process"))
 
     def killing(seconds):
         if not killed:
             killed.append(runs(cluster)[-1][0])
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr("predictors.measuring.time.sleep", killing)  # as between rounds
-    for key, result in measure(TORCH, networks, ("reference", good()), engine="ray"):
+    monkeypatch.setattr("predictors.timing.time.sleep", killing)  # as between rounds
+    for key, result in time_networks(TORCH, networks, ("reference", good()), engine="ray"):
         assert key not in results
         results[key] = result
     assert killed and results.keys() == serial.keys()
@@ -134,7 +136,7 @@ def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(c
 
     monkeypatch.setitem(ENGINES, "ray", partial(ray_engine, limit=15))
     networks = {"a": good(), "bad": (getattr(spying, name), INPUTS), "b": good()}
-    results = dict(measure(TORCH, networks, engine="ray"))
+    results = dict(time_networks(TORCH, networks, engine="ray"))
     assert isinstance(results["bad"], Failure) and len(results["bad"].reasons) == 2
     assert all(reason in told for told in results["bad"].reasons)
     assert [results[key].rounds for key in "ab"] == [4, 4]
@@ -143,14 +145,18 @@ def test_what_a_network_does_to_its_process_is_told_and_no_other_loses_a_round(c
 def test_files_travel(cluster, tmp_path):
     path = to_onnx(nn.Linear(4, 2).eval(), tmp_path / "network.onnx", (torch.zeros(1, 4),), fast=True)
     device = dataclasses.replace(DEVICES["onnxruntime"], name="board", warmup=1, rounds=4, runs=5, spacing=0.0)
-    (result,) = dict(measure(device, {"a": path}, engine="ray")).values()
+    (result,) = dict(time_networks(device, {"a": path}, engine="ray")).values()
     assert result.p10 > 0
-    with pytest.raises(FileNotFoundError, match="absent.onnx is not there"):
-        dict(measure(device, {"a": tmp_path / "absent.onnx"}, engine="ray"))
+    with pytest.raises(FileNotFoundError, match="absent.onnx does not exist"):
+        dict(time_networks(device, {"a": tmp_path / "absent.onnx"}, engine="ray"))
 
 
 def test_fresh_rounds_are_at_random_addresses_where_the_device_is(cluster):
-    timed = dict(measure(TORCH, {"a": good(), "b": good()}, ("reference", good()), engine="ray", fresh=True))
+    timed = dict(
+        time_networks(
+            TORCH, {"a": good(), "b": good()}, ("reference", good()), engine="ray", new_process_per_round=True
+        )
+    )
     assert {(m.rounds, m.device["layout"]) for m in timed.values()} == {(TORCH.rounds, "random")}
 
 
@@ -167,7 +173,7 @@ def test_files_are_run_on_what_they_are_given_where_the_device_is(cluster, tmp_p
 
 def test_a_device_that_no_machine_has_is_told(cluster):
     with pytest.raises(ValueError, match="no machine of the Ray cluster has device:toaster .*device:board.*ray start"):
-        dict(measure(dataclasses.replace(TORCH, name="toaster"), {"a": good()}, engine="ray"))
+        dict(time_networks(dataclasses.replace(TORCH, name="toaster"), {"a": good()}, engine="ray"))
 
 
 LOSING = """
@@ -177,7 +183,7 @@ from ray.cluster_utils import Cluster
 from torch import nn
 
 from predictors.devices import Device
-from predictors.measuring import measure
+from predictors.timing import time_networks
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 far = cluster.add_node(num_cpus=1, resources={"device:far": 1})
@@ -186,7 +192,7 @@ device = Device("far", "torch", warmup=1, rounds=4, runs=5, spacing=0.0)
 networks = ((str(i), (nn.Linear(2, 2).eval(), (torch.zeros(1, 2),))) for i in range(30))
 done = []
 try:
-    for key, result in measure(device, networks, engine="ray"):
+    for key, result in time_networks(device, networks, engine="ray"):
         done.append((key, type(result).__name__))
         if len(done) == 2:
             cluster.remove_node(far)

@@ -8,7 +8,7 @@ from torch import nn
 import hat
 from hat.layers import PAD
 from predictors.devices import DEVICES, get_device
-from predictors.measuring import measure
+from predictors.timing import time_networks
 from recipes.device_files import write_parts
 from supernet.export.executorch import part_to_executorch, to_executorch
 from supernet.export.onnx import to_onnx
@@ -109,7 +109,7 @@ def test_an_executorch_file_knows_its_inputs_and_takes_their_batches_apart(execu
 
 @pytest.mark.extras
 def test_executorch_takes_the_threads_of_the_device(executorch_files):
-    from predictors.runtimes import import_executorch
+    from predictors.runtimes.executorch import import_executorch
 
     for threads in (2, 1):
         dataclasses.replace(DEVICES["executorch"], threads=threads).load(executorch_files["executorch"])
@@ -161,7 +161,7 @@ def test_an_executorch_file_of_axes_without_a_largest_size_is_refused(tmp_path):
 @pytest.mark.extras
 def test_executorch_is_measured(executorch_files):
     device, path = dataclasses.replace(DEVICES["executorch"], **FEW), executorch_files["executorch"]
-    results = dict(measure(device, {"a": path}, ("reference", path), engine="process"))
+    results = dict(time_networks(device, {"a": path}, ("reference", path), engine="process"))
     assert all(m.rounds == 4 and 0 < m.p10 <= m.median <= m.p90 for m in results.values())
 
 
@@ -169,7 +169,7 @@ def test_executorch_is_measured(executorch_files):
 @pytest.mark.parametrize("engine", ["thread", "process"])
 def test_openvino_is_measured(onnx_file, engine):
     device = dataclasses.replace(DEVICES["openvino"], **FEW)
-    results = dict(measure(device, {"a": onnx_file, "b": onnx_file}, ("reference", onnx_file), engine=engine))
+    results = dict(time_networks(device, {"a": onnx_file, "b": onnx_file}, ("reference", onnx_file), engine=engine))
     assert all(m.rounds == 4 and 0 < m.p10 <= m.median <= m.p90 for m in results.values())
 
 

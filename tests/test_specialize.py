@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import ofa
-from predictors import measuring
-from predictors.devices import DEVICES, STATISTICS
+from predictors import statistics
+from predictors.devices import DEVICES
 from predictors.engines import ENGINES, NetworkError, process_engine
-from predictors.measuring import Failure
-from predictors.runtimes import onnx_precision
+from predictors.runtimes.onnxruntime import onnx_precision
+from predictors.statistics import STATISTICS, Failure
 from predictors.store import Store, digest
 from recipes import (
     bench,
@@ -74,7 +74,7 @@ def quick_devices(monkeypatch):
     monkeypatch.setattr(bench, "AGREE", math.inf)
     monkeypatch.setattr(bench, "VISITS", 1)
     monkeypatch.setattr(sampling, "ASKED", 1)
-    monkeypatch.setattr(measuring, "TRIES", 1)
+    monkeypatch.setattr(statistics, "MAX_TRIES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def work(monkeypatch):
 
     monkeypatch.setattr(bench, "evaluate_network", evaluating)
     monkeypatch.setattr(bench, "evaluate_items", evaluating_file)
-    monkeypatch.setattr(bench, "measure", measuring)
+    monkeypatch.setattr(bench, "time_networks", measuring)
     return counts
 
 
@@ -430,8 +430,8 @@ def test_what_was_timed_beside_another_reference_does_not_count(folder, tmp_path
 
 
 def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(folder, tmp_path, work, monkeypatch):
-    monkeypatch.setattr(measuring, "TRIES", 3)
-    timing, slow = bench.measure, 5 * [1.0] + [9.0, 7.0, 1.0, 1.0]
+    monkeypatch.setattr(statistics, "MAX_TRIES", 3)
+    timing, slow = bench.time_networks, 5 * [1.0] + [9.0, 7.0, 1.0, 1.0]
 
     def drifting(*arguments, **options):
         for key, m in timing(*arguments, **options):
@@ -440,7 +440,7 @@ def test_a_finalist_that_was_timed_while_the_machine_drifted_is_timed_again(fold
             median = 0.4 * factor if factor == 1 else 0.5 * factor
             yield key, dataclasses.replace(m, min=median, median=median, **times, quiet_median=0.1, quiet_min=0.1)
 
-    monkeypatch.setattr(bench, "measure", drifting)
+    monkeypatch.setattr(bench, "time_networks", drifting)
     store = str(tmp_path / "store.sqlite")
     for _ in range(2):
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
@@ -507,13 +507,13 @@ def test_a_space_of_few_networks_is_timed_in_full(tmp_path):
 
 def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(folder, tmp_path, work, monkeypatch):
     monkeypatch.setattr(bench, "VISITS", 3)
-    timing, store = bench.measure, str(tmp_path / "store.sqlite")
+    timing, store = bench.time_networks, str(tmp_path / "store.sqlite")
 
     def failing_later(*arguments, **options):
         for key, result in timing(*arguments, **options):
             yield key, result if work["timed"] <= 6 else Failure(("it fails now",) * 2, "now", result.device)
 
-    monkeypatch.setattr(bench, "measure", failing_later)
+    monkeypatch.setattr(bench, "time_networks", failing_later)
     X = sampling.latency_rows(load(folder).space, 6, np.random.default_rng(0))
     for _ in range(3):
         with open_bench(str(folder), "onnxruntime", None, store, str(tmp_path / "files"), "process") as opened:
@@ -526,7 +526,7 @@ def test_a_machine_that_is_too_busy_is_no_reason_to_end(folder, tmp_path, monkey
     monkeypatch.setattr(sampling, "enough", lambda errors, floor: floors.append(floor) or True)
     monkeypatch.setattr(bench.Bench, "noise_floor", lambda self, X, visits=None: 0.9)
     measure(str(folder), "onnxruntime", store=str(tmp_path / "store.sqlite"))
-    assert floors == [measuring.TOO_NOISY / 2]
+    assert floors == [statistics.TOO_NOISY / 2]
 
 
 def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
@@ -863,7 +863,7 @@ def test_a_budget_that_is_missed_costs_no_other_one(folder, tmp_path):
 @pytest.fixture
 def steady(monkeypatch):
     """Latencies that multiply-accumulates tell exactly, whatever else the machine does."""
-    timing, measuring, macs = bench.Bench._time, bench.measure, {}
+    timing, measuring, macs = bench.Bench._time, bench.time_networks, {}
 
     def knowing(self, configs, exporter, what, *table, **rounds):
         for config in configs:
@@ -878,7 +878,7 @@ def steady(monkeypatch):
             yield key, dataclasses.replace(measured, **known)
 
     monkeypatch.setattr(bench.Bench, "_time", knowing)
-    monkeypatch.setattr(bench, "measure", exact)
+    monkeypatch.setattr(bench, "time_networks", exact)
 
 
 def test_a_front_has_networks_over_all_latencies(folder, tmp_path, steady):
@@ -1101,7 +1101,7 @@ def test_several_networks_go_on_where_they_were_ended(folder, tmp_path, monkeypa
         specialize(str(folder), out=str(out), **few)
     (out / ".onnxruntime-100ms.abcd1234").mkdir()  # as of a process that was killed while it wrote
     monkeypatch.setattr(report, "write_fronts", write)
-    monkeypatch.setattr(bench, "measure", lambda *arguments, **options: pytest.fail("it was measured again"))
+    monkeypatch.setattr(bench, "time_networks", lambda *arguments, **options: pytest.fail("it was measured again"))
     specialize(str(folder), out=str(out), **few)
     assert {path.name for path in out.iterdir()} == {*report.FRONT_FILES, "onnxruntime-50ms", "onnxruntime-100ms"}
     with pytest.raises(FileExistsError, match="out is not empty"):
@@ -1110,6 +1110,7 @@ def test_several_networks_go_on_where_they_were_ended(folder, tmp_path, monkeypa
 
 KILLED = """
 import dataclasses, sys
+from predictors import statistics
 from predictors.devices import DEVICES
 from recipes import measure
 DEVICES["onnxruntime"] = dataclasses.replace(DEVICES["onnxruntime"], rounds=4, runs=5, spacing=0.02)

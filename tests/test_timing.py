@@ -4,7 +4,7 @@ import time
 import pytest
 
 from predictors.devices import DEVICES
-from predictors.measuring import Session, measure
+from predictors.timing import RecoveringWorker, time_networks
 
 DEVICE = dataclasses.replace(DEVICES["torch"], warmup=0, rounds=4, runs=5, spacing=0.05)
 NETWORKS = {f"network {i}": i for i in range(6)}
@@ -37,7 +37,7 @@ def timed(monkeypatch):
     def run(session, networks=NETWORKS, seconds=0.001):
         calls.clear()
         call.seconds, began = seconds, clock.now
-        results = dict(measure(DEVICE, networks, ("reference", 0), group=3, engine="process", session=session))
+        results = dict(time_networks(DEVICE, networks, ("reference", 0), group=3, engine="process", worker=session))
         assert set(results) == set(networks) and all(m.rounds == DEVICE.rounds for m in results.values())
         return list(calls), clock.now - began
 
@@ -50,7 +50,7 @@ def count(calls, method):
 
 
 def test_networks_of_a_kept_session_are_loaded_once(timed):
-    session = Session(timed.call, kept=True)
+    session = RecoveringWorker(timed.call, kept=True)
     first, _ = timed(session)
     again, _ = timed(session, NETWORKS | {"another": 1})
     assert count(first, "load") == len(NETWORKS) + 3 and count(first, "end") == 0
@@ -58,13 +58,13 @@ def test_networks_of_a_kept_session_are_loaded_once(timed):
 
 
 def test_networks_of_a_session_that_is_not_kept_are_dropped(timed):
-    session = Session(timed.call)
+    session = RecoveringWorker(timed.call)
     assert count(timed(session)[0], "drop") == len(NETWORKS)
     assert count(timed(session)[0], "load") >= len(NETWORKS)
 
 
 def test_rounds_of_another_group_take_place_while_a_group_waits(timed):
-    calls, seconds = timed(Session(timed.call, kept=True))
+    calls, seconds = timed(RecoveringWorker(timed.call, kept=True))
     groups = [int(name.split()[1]) // 3 for method, name in calls if method == "time" and name.startswith("network")]
     assert groups.count(0) == groups.count(1) == 3 * DEVICE.rounds
     assert sum(a != b for a, b in zip(groups, groups[1:])) > 3
@@ -72,7 +72,7 @@ def test_rounds_of_another_group_take_place_while_a_group_waits(timed):
 
 
 def test_slow_networks_are_loaded_one_group_at_a_time(timed):
-    session = Session(timed.call, kept=True)
+    session = RecoveringWorker(timed.call, kept=True)
     calls, _ = timed(session, seconds=0.1)
     order = [name for method, name in calls if method == "time" and name.startswith("network")]
     assert {name for name in order[: 3 * DEVICE.rounds]} == {f"network {i}" for i in range(3)}

@@ -1,0 +1,73 @@
+"""RUNTIMES: the programs that run networks, one module each."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from predictors.runtimes.executorch import ExecuTorchSession
+from predictors.runtimes.onnxruntime import OnnxRuntimeSession
+from predictors.runtimes.openvino import OpenVinoSession
+from predictors.runtimes.session import OpenSession, Run, RunPart, load_session, open_parts
+from predictors.runtimes.torch import load_torch, load_torch_compile
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """A program that runs networks.
+
+    Args:
+        load: (source, *, threads, precision, batch, place) -> (run, the precision that the runtime itself reports).
+        package: the distribution that the runtime is part of.
+        extra: ours that installs it.
+        precisions: those that a device may ask for.
+        places: where it may compute.
+        files: the suffix of the files that it loads; None of a runtime that takes modules of torch.
+        modules: what loading a network imports; the package if left out.
+        open: (source, the same keywords) -> (a function that runs the files on given inputs, the precision); None of a
+            runtime that takes modules.
+    """
+
+    load: Callable[..., tuple[Run, str]]
+    package: str
+    extra: str | None = None
+    precisions: tuple[str, ...] = ("float32",)
+    places: tuple[str, ...] = ("cpu",)
+    files: str | None = ".onnx"
+    modules: tuple[str, ...] = ()
+    open: Callable[..., tuple[RunPart, str]] | None = None
+
+    def version(self) -> str:
+        """The installed version, without importing the runtime; ImportError says what to install."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            what = f"'supernet[{self.extra}]'" if self.extra else self.package
+            raise ImportError(f"{self.package} is not installed: pip install {what}") from None
+
+
+def of_files(session: OpenSession, *arguments: Any, **options: Any) -> Runtime:
+    """The runtime of files that opens them with `session(path, threads=, precision=)`."""
+    load, opened = (partial(function, session=session) for function in (load_session, open_parts))
+    return Runtime(load, *arguments, **options, open=opened)
+
+
+RUNTIMES = {
+    "torch": Runtime(load_torch, "torch", places=("cpu", "cuda"), files=None),
+    "torch-compile": Runtime(load_torch_compile, "torch", places=("cpu", "cuda"), files=None),
+    "onnxruntime": of_files(
+        OnnxRuntimeSession, "onnxruntime", None, ("float32", "int8"), modules=("onnxruntime", "onnx")
+    ),
+    "openvino": of_files(OpenVinoSession, "openvino", "openvino", ("float32", "bfloat16", "int8")),
+    "executorch": of_files(
+        ExecuTorchSession,
+        "executorch",
+        "executorch",
+        ("float32", "int8"),
+        files=".pte",
+        modules=("executorch.exir", "executorch.backends.xnnpack", "executorch.extension.pybindings.portable_lib"),
+    ),
+}
