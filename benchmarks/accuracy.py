@@ -20,8 +20,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from predictors import AccuracyPredictor, Store, get_device
-from recipes import import_families, make_data, read_section
 from recipes.bench import Bench
+from recipes.saved import import_families, make_data, read_section
 from supernet.evaluation import means
 from supernet.saving import load
 

@@ -38,10 +38,11 @@ import numpy as np
 from predictors import Store, get_device
 from predictors.runtimes.session import part_file
 from predictors.timing import time_networks
-from recipes import import_families, make_data, read_section, specialize
 from recipes.bench import PARTS, Bench
 from recipes.closed_loop import sign_of
 from recipes.sampling import time_samples
+from recipes.saved import import_families, make_data, read_section
+from recipes.specialize import specialize
 from supernet.evaluation import compare, means
 from supernet.sampling import stratified
 from supernet.saving import load

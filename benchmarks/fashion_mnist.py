@@ -94,7 +94,7 @@ def score(run: Path) -> dict[str, Any]:
     import torch
 
     import ofa  # noqa: F401  (its families can then be loaded)
-    from recipes import make_data, read_section
+    from recipes.saved import make_data, read_section
     from supernet.evaluation import evaluate_network
     from supernet.model import calibrate
     from supernet.saving import load

@@ -36,7 +36,7 @@ from predictors.runtimes.session import part_file
 from predictors.statistics import Failure, Measurement, accepted, latencies, noise_floor, robust_latencies, undisturbed
 from predictors.store import Store, digest, network_id
 from predictors.timing import ATTEMPTS, COPIES, RecoveringWorker, now, open_worker, time_networks
-from recipes import FIRST_SAMPLES
+from recipes.benches import FIRST_SAMPLES
 from recipes.device_files import (
     FILES,
     metadata_room,

@@ -10,17 +10,19 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from recipes import GARBAGE, import_from_here, looked_in
+from recipes import VERBS
+from recipes.benches import GARBAGE
+from recipes.saved import import_from_here, looked_in
 
 LIGHTNING = ("fit", "validate", "test")
-VERBS = ("prepare", "devices", "measure", "specialize", "export", "evaluate", "records")
 RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
@@ -112,7 +114,7 @@ def run(argv: list[str]) -> None:
         )  # the many objects of imports and exports stay, and looking through them takes seconds
         from jsonargparse import ArgumentParser
 
-        verb = getattr(import_module("recipes"), command)
+        verb = find_verb(command)
         verb.__doc__ = with_formats(verb.__doc__)
         parser = ArgumentParser(
             prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False
@@ -130,11 +132,17 @@ def run(argv: list[str]) -> None:
             raise ValueError(f"{command!r} is not a command")
 
 
+def find_verb(name: str) -> Callable[..., Any]:
+    """The function of a verb."""
+    module, _, function = VERBS[name].partition(":")
+    return getattr(import_module(module), function)
+
+
 def with_formats(text: str) -> str:
     """A verb's help with the names of all formats in the place of {formats}."""
     if "{formats}" not in text:
         return text
-    from recipes import import_families
+    from recipes.saved import import_families
     from supernet.export import known_formats
 
     import_families()
@@ -157,7 +165,7 @@ def keep_freed_memory() -> None:
 
 
 def usage() -> str:
-    verbs = {name: getattr(import_module("recipes"), name).__doc__.splitlines()[0] for name in VERBS}
+    verbs = {name: find_verb(name).__doc__.splitlines()[0] for name in VERBS}
     lines = ["usage: supernet COMMAND [OPTIONS]   (COMMAND --help lists the options)", ""]
     lines += ["  fit          Train a supernet through all phases of a recipe."]
     lines += [

@@ -15,8 +15,8 @@ from sklearn.model_selection import KFold
 from predictors.accuracy import AccuracyPredictor
 from predictors.engines import NetworkError
 from predictors.latency import LatencyPredictor
-from recipes import LEAST_SAMPLES
 from recipes.bench import LENGTHS, PARTS, Bench
+from recipes.benches import LEAST_SAMPLES
 from recipes.sampling import Shared, at_least_two, ends_of, held_out_quality, samples_near, time_samples
 from supernet.evaluation import compare, means
 from supernet.search import InfeasibleError, evolutionary_search

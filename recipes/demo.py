@@ -40,8 +40,10 @@ def main() -> None:
     import torch
 
     from predictors.latency import LatencyPredictor
-    from recipes import export, open_bench, specialize
+    from recipes.benches import open_bench
+    from recipes.export import export
     from recipes.sampling import time_samples
+    from recipes.specialize import specialize
     from supernet.saving import load
 
     torch.set_num_threads(1)

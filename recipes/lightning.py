@@ -23,7 +23,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from recipes import import_families, import_from_here
+from recipes.saved import import_families, import_from_here
 from supernet.atomic import check_free, check_writable, lock_folder, remove_leftovers
 from supernet.callbacks import adopt
 from supernet.data import check_module, gives, seeded

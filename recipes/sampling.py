@@ -14,8 +14,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from predictors.accuracy import AccuracyPredictor
 from predictors.latency import LatencyPredictor, d_optimal_order, has_converged, quality
 from predictors.statistics import TOO_NOISY
-from recipes import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES, MOST_TIMED
 from recipes.bench import Bench
+from recipes.benches import FEW_SAMPLES, FIRST_SAMPLES, LEAST_SAMPLES, MOST_SAMPLES, MOST_TIMED
 from supernet.model import total
 from supernet.space import SearchSpace
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.engines import end_with_stdin
-from recipes import GARBAGE
+from recipes.benches import GARBAGE
 
 MOST = 8  # processes
 EACH = 1e9  # bytes that a process needs beside its copy of the state, roughly

@@ -14,7 +14,9 @@ from torchvision.transforms import v2
 
 import hat
 import ofa
-import recipes
+import recipes.evaluate
+import recipes.saved
+import recipes.specialize
 from recipes.cli import main
 from recipes.lightning import follow_data
 from supernet.data import calibration_batches, check_module, first_batch, image_spec
@@ -131,7 +133,7 @@ def test_what_is_left_out_is_left_out_of_the_printed_config(here, capsys):
 
 
 def test_evaluate_gives_the_accuracy_of_each_class(here, capsys):
-    figures = recipes.evaluate("run/supernet", architecture="smallest")
+    figures = recipes.evaluate.evaluate("run/supernet", architecture="smallest")
     assert list(figures["per_class"]) == [str(i) for i in range(10)]
     assert figures["balanced_accuracy"] == pytest.approx(np.mean(list(figures["per_class"].values())))
     assert "class  accuracy  items" in capsys.readouterr().out
@@ -145,7 +147,7 @@ def test_export_finds_the_data_module_of_the_current_folder(here):
 @pytest.mark.slow
 def test_specialize_finds_it_too_where_the_last_held_out_batch_has_two_images(here):
     few = dict(latency_samples=5, accuracy_samples=5, finalists=1, population=4, generations=1)
-    report = recipes.specialize("run/supernet", "onnxruntime", "result", max_latency=50.0, **few)
+    report = recipes.specialize.specialize("run/supernet", "onnxruntime", "result", max_latency=50.0, **few)
     assert report["budget_ms"] == 50.0
     main(["export", "--subnet", "result", "--out", "exported", "--format", "onnx"])
 
@@ -155,9 +157,9 @@ def test_a_module_that_is_not_found_says_where_it_was_looked_for(here, capsys):
         main(["fit", "--config", "recipe.yaml", "--data", "my_fotos.Photos"])
     assert f"in the current folder, {here}" in capsys.readouterr().err
     with pytest.raises(ValueError, match="looked for my_fotos among the installed packages and in the current folder"):
-        recipes.make_data({"class_path": "my_fotos.Photos"})
+        recipes.saved.make_data({"class_path": "my_fotos.Photos"})
     with pytest.raises(ValueError, match="which has no Photo: rename your file"):
-        recipes.make_data({"class_path": "my_photos.Photo"})
+        recipes.saved.make_data({"class_path": "my_photos.Photo"})
 
 
 def test_the_vocabulary_follows_the_tokenizer(tmp_path):

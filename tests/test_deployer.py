@@ -17,7 +17,10 @@ import ofa
 from hat.huggingface import to_huggingface
 from hat.translation import translate
 from predictors.devices import DEVICES
-from recipes import bench, export, read_section, specialize
+from recipes import bench
+from recipes.export import export
+from recipes.saved import read_section
+from recipes.specialize import specialize
 from supernet.evaluation import evaluate_network
 from supernet.model import calibrate
 from supernet.saving import save

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import recipes
+import recipes.devices
+import recipes.saved
 from predictors.devices import DEVICES, Device, get_device
 from predictors.engines import Worker
 from predictors.machine import cpu_model
@@ -339,7 +340,7 @@ def test_devices_are_listed_with_what_keeps_them_from_working(monkeypatch, capsy
     elsewhere = dataclasses.replace(TORCH, name="elsewhere", affinity=(9999,))
     known = {"torch": TORCH, "elsewhere": elsewhere, "absent": Device("absent", "absent")}
     monkeypatch.setattr("predictors.devices.known_devices", lambda: {n: lambda d=d: d for n, d in known.items()})
-    told = recipes.devices()
+    told = recipes.devices.devices()
     assert told["torch"] == "works" and "9999" in told["elsewhere"] and "pip install" in told["absent"]
     printed = capsys.readouterr().out
     assert all(name in printed for name in known)

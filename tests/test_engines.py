@@ -204,7 +204,7 @@ def test_a_runtime_of_another_package_runs_in_the_process_too(misbehaving, monke
     for known in (False, True):  # to pickle; the process cannot import it either way
         monkeypatch.setattr(main, "load_theirs", load_theirs, raising=False) if known else None
         monkeypatch.setitem(RUNTIMES, "mine", Runtime(load_theirs, "torch", files=None))
-        with pytest.raises(ValueError, match="cannot import its runtime mine: put it in a module"):
+        with pytest.raises(ValueError, match="cannot import the runtime mine: put it in a module"):
             dict(time_networks(device, {"a": 0.01}, engine="process"))
 
 

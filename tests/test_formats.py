@@ -11,9 +11,9 @@ import torch
 import hat
 import ofa
 from predictors.devices import DEVICES
-from recipes import export
 from recipes.cli import main
 from recipes.device_files import write_device_card
+from recipes.export import export
 from supernet.export import Request, known_formats
 from supernet.export.folder import write_export
 from supernet.saving import save

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import recipes
+import recipes.devices
+import recipes.saved
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -96,7 +97,7 @@ def test_another_package_of_the_name_ofa_is_told(monkeypatch):
     stranger.__file__ = "site-packages/ofa/__init__.py"
     monkeypatch.setitem(sys.modules, "ofa", stranger)
     with pytest.raises(ImportError, match="another project's package `ofa`"):
-        recipes.import_families()
+        recipes.saved.import_families()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ofa
-from recipes import export
+from recipes.export import export
 from supernet.metadata import Exported, Latency, Measured, Metric, measured_text, wilson
 from supernet.saving import save
 

@@ -16,7 +16,7 @@ from predictors.engines import ENGINES
 from predictors.ray import ray_engine
 from predictors.statistics import Failure
 from predictors.timing import time_networks
-from recipes import specialize
+from recipes.specialize import specialize
 from supernet.export.onnx import to_onnx
 from supernet.saving import load, save
 

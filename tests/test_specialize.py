@@ -23,21 +23,15 @@ from predictors.engines import ENGINES, NetworkError, process_engine
 from predictors.runtimes.onnxruntime import onnx_precision
 from predictors.statistics import STATISTICS, Failure
 from predictors.store import Store, digest
-from recipes import (
-    bench,
-    closed_loop,
-    device_files,
-    evaluate,
-    export,
-    make_data,
-    measure,
-    open_bench,
-    report,
-    sampling,
-    specialize,
-)
+from recipes import bench, closed_loop, device_files, report, sampling
+from recipes.benches import open_bench
 from recipes.closed_loop import distinct
+from recipes.evaluate import evaluate
+from recipes.export import export
+from recipes.measure import measure
 from recipes.report import FRONT_FILES
+from recipes.saved import make_data
+from recipes.specialize import specialize
 from supernet.atomic import lock_folder
 from supernet.saving import load, save
 from supernet.search import InfeasibleError
@@ -106,7 +100,7 @@ def exported_once(exported, monkeypatch):
 def work(monkeypatch):
     """Counts the networks, and the parts of files, that are evaluated, and the networks that are timed."""
     counts = {"evaluated": 0, "files": 0, "timed": 0}
-    evaluate, evaluate_items, measure = bench.evaluate_network, bench.evaluate_items, bench.measure
+    evaluate, evaluate_items, measure = bench.evaluate_network, bench.evaluate_items, bench.time_networks
 
     def evaluating(*arguments, **options):
         counts["evaluated"] += 1
@@ -334,7 +328,7 @@ def test_what_makes_no_sense_is_refused(folder, tmp_path):
 
 def test_networks_are_timed_until_more_would_tell_little(folder, tmp_path, work, monkeypatch):
     asked = []
-    monkeypatch.setattr(sampling, "enough", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
+    monkeypatch.setattr(sampling, "has_converged", lambda errors, floor: asked.append(max(errors)) or len(asked) == 2)
     store = str(tmp_path / "store.sqlite")
     report = measure(str(folder), "onnxruntime", store=store)
     assert asked == [20, 30] and report["n"] == 30 and report["failed"] == 0
@@ -401,7 +395,7 @@ def test_more_samples_are_asked_for_by_the_first_visits_and_the_others_are_of_al
     monkeypatch.setattr(sampling, "ASKED", 2)
     monkeypatch.setattr(sampling, "FIRST_SAMPLES", 6)
     monkeypatch.setattr(sampling, "STEP", 3)
-    monkeypatch.setattr(sampling, "enough", lambda errors, floor: max(errors) == 9)
+    monkeypatch.setattr(sampling, "has_converged", lambda errors, floor: max(errors) == 9)
     numbers, timing, store = [], bench.Bench._time, str(tmp_path / "store")
 
     def spying(self, configs, exporter, what, *table, **rounds):
@@ -523,14 +517,14 @@ def test_a_network_that_fails_when_it_is_timed_once_more_is_not_timed_again(fold
 
 def test_a_machine_that_is_too_busy_is_no_reason_to_end(folder, tmp_path, monkeypatch):
     floors = []
-    monkeypatch.setattr(sampling, "enough", lambda errors, floor: floors.append(floor) or True)
+    monkeypatch.setattr(sampling, "has_converged", lambda errors, floor: floors.append(floor) or True)
     monkeypatch.setattr(bench.Bench, "noise_floor", lambda self, X, visits=None: 0.9)
     measure(str(folder), "onnxruntime", store=str(tmp_path / "store.sqlite"))
     assert floors == [statistics.TOO_NOISY / 2]
 
 
 def test_timing_ends_where_it_is_told_to(folder, tmp_path, work, monkeypatch):
-    monkeypatch.setattr(sampling, "enough", lambda errors, floor: False)
+    monkeypatch.setattr(sampling, "has_converged", lambda errors, floor: False)
     assert measure(str(folder), "onnxruntime", max_samples=23, store=str(tmp_path / "a.sqlite"))["n"] == 23
     for _ in range(2):  # once more, it knows how long the networks ran
         report = measure(str(folder), "onnxruntime", max_seconds=1e-6, store=str(tmp_path / "b.sqlite"))
@@ -1112,7 +1106,7 @@ KILLED = """
 import dataclasses, sys
 from predictors import statistics
 from predictors.devices import DEVICES
-from recipes import measure
+from recipes.measure import measure
 DEVICES["onnxruntime"] = dataclasses.replace(DEVICES["onnxruntime"], rounds=4, runs=5, spacing=0.02)
 measure(sys.argv[1], "onnxruntime", samples=8, store=sys.argv[2])
 """

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 import hat
-from recipes import bench, closed_loop, evaluate, export, open_bench, sampling, specialize
+from recipes import bench, closed_loop, sampling
+from recipes.benches import open_bench
+from recipes.evaluate import evaluate
+from recipes.export import export
+from recipes.specialize import specialize
 from supernet.evaluation import evaluate_network
 from supernet.saving import load, save
 
