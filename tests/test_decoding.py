@@ -81,5 +81,5 @@ def test_the_files_run_as_many_sentences_as_the_device_times(subnet, tmp_path):
 
 def test_a_plan_for_another_batch_is_refused(subnet, tmp_path):
     folder = write_onnx(subnet, tmp_path, fast=True)
-    with pytest.raises(ValueError, match="batch 2, but"):
+    with pytest.raises(ValueError, match="batch 2 is timed, but"):
         dataclasses.replace(DEVICES["onnxruntime"], batch=2).load(folder)
