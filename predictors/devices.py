@@ -23,6 +23,7 @@ from predictors.statistics import STATISTICS
 from predictors.store import digest
 from supernet.values import unwrapped
 
+UNIDENTIFYING = ("name", "statistic", "sessions", "tries")  # fields that change no measurement
 LEAST_ROUNDS, LEAST_RUNS = 3, 20  # of a network; the runs in all rounds together
 
 
@@ -46,6 +47,8 @@ class Device:
         protocol: tight, a loop with warm caches; or cold, where other data fill the caches before each run, as when a
             program does something else in between. A small network then takes up to 3 times as long.
         statistic: the one that a budget is judged on: min, p10, median or p90.
+        sessions: in which a network is timed that a predictor learns from.
+        tries: measurements of an exported file, of which the least disturbed one is accepted where all are disturbed.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Device:
     spacing: float = 0.25
     protocol: str = "tight"
     statistic: str = "median"
+    sessions: int = 8
+    tries: int = 3
 
     def __post_init__(self) -> None:
         if self.affinity is not None:
@@ -81,10 +86,10 @@ class Device:
             if getattr(self, field) not in known:
                 value = getattr(self, field)
                 raise ValueError(f"{self.name}: {field} = {value!r} is not one of {', '.join(known)}")
-        if min(self.threads, self.batch) < 1 or self.warmup < 0 or not 0 <= self.spacing < math.inf:
-            raise ValueError(
-                f"{self.name}: threads and batch must be at least 1, warmup and spacing at least 0: {self}"
-            )
+        if min(self.threads, self.batch, self.sessions, self.tries) < 1:
+            raise ValueError(f"{self.name}: threads, batch, sessions and tries must be at least 1: {self}")
+        if self.warmup < 0 or not 0 <= self.spacing < math.inf:
+            raise ValueError(f"{self.name}: warmup and spacing must be at least 0: {self}")
         if self.rounds < LEAST_ROUNDS or self.runs * self.rounds < LEAST_RUNS:
             raise ValueError(
                 f"{self.name}: rounds = {self.rounds} and runs = {self.runs}: give at least {LEAST_ROUNDS} rounds, and"
@@ -122,15 +127,21 @@ class Device:
         return cpus
 
     @property
+    def format(self) -> str | None:
+        """The name of the export format of the files that the device times; None where it times modules."""
+        return RUNTIMES[self.runtime].formats.get(self.precision)
+
+    @property
     def times_modules(self) -> bool:
         """Whether the device times (module, inputs) of torch rather than files."""
-        return RUNTIMES[self.runtime].files is None
+        return not RUNTIMES[self.runtime].formats
 
     @property
     def id(self) -> str:
         """A hash of all that changes a latency: latencies of equal ids may be compared and reused.
 
-        The name, the statistic (all are recorded) and the CPUs that `affinity` = None resolved to are left out.
+        The name, the statistic (all are recorded), the numbers of sessions and tries, and the CPUs that `affinity` =
+        None resolved to are left out.
         Machines that differ in properties that their systems do not report, such as the clock of a virtual machine,
         need separate stores.
         """
@@ -138,7 +149,7 @@ class Device:
 
     def id_on(self, fingerprint: Mapping[str, Any]) -> str:
         """The `id` on a machine with this fingerprint."""
-        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "statistic")}
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in UNIDENTIFYING}
         return digest(kept | {k: v for k, v in fingerprint.items() if k != "cpus"})
 
     def load(self, source: Source) -> Run:

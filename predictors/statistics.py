@@ -10,7 +10,7 @@ import numpy as np
 
 STATISTICS = {"min": 0, "p10": 10, "median": 50, "p90": 90}  # as percentiles
 TOO_NOISY = 0.015  # noise floor above which the machine is too busy
-MAX_TRIES, MAX_DRIFT = 3, 1.15  # see `accepted`
+MAX_DRIFT = 1.15  # see `accepted`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +143,16 @@ def robust_latencies(
     return np.array([np.sort(ms)[: (len(ms) + 1) // 2].mean() for ms in each[: len(networks)]])
 
 
-def accepted(measurements: Iterable[Measurement], statistic: str, baseline: Mapping[str, float]) -> list[Measurement]:
+def accepted(
+    measurements: Iterable[Measurement], statistic: str, baseline: Mapping[str, float], tries: int = 3
+) -> list[Measurement]:
     """The measurements of a network that a budget may be judged by, in their order.
 
     A measurement is rejected where the reference took more than `MAX_DRIFT` times its undisturbed latency
     (`baseline`): so much drift cannot be divided out. It is also rejected where its statistic is that much further
     above its own min than the reference's is in its fastest round: a network may be slowed down more than the
-    reference, as large ones are by programs that share the cache. After `MAX_TRIES` rejections in a row the least
-    disturbed of them is accepted.
+    reference, as large ones are by programs that share the cache. Of `tries` rejected measurements in a row the least
+    disturbed one is accepted.
     """
 
     def drift(m: Measurement) -> float:
@@ -160,12 +162,12 @@ def accepted(measurements: Iterable[Measurement], statistic: str, baseline: Mapp
         return max(getattr(m, f"reference_{statistic}") / baseline[m.reference], spread)
 
     kept: list[Measurement] = []
-    tries: list[Measurement] = []
+    tried: list[Measurement] = []
     for m in measurements:
-        tries.append(m)
-        if drift(m) <= MAX_DRIFT or len(tries) == MAX_TRIES:
-            kept.append(min(tries, key=drift))
-            tries = []
+        tried.append(m)
+        if drift(m) <= MAX_DRIFT or len(tried) == tries:
+            kept.append(min(tried, key=drift))
+            tried = []
     return kept
 
 

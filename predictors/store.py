@@ -30,7 +30,7 @@ class Table:
     record: dict[str, str]  # REAL, INTEGER, TEXT, JSON, NAME or SHARED JSON
 
 
-APPLICATION, VERSION = 0x53555052, 9  # "SUPR", kept in the file's header with the version of its tables
+APPLICATION, VERSION = 0x53555052, 10  # "SUPR", kept in the file's header with the version of its tables
 RUNS = ("min", "p10", "median", "p90")  # in ms, of the runs of a network and of its reference, in all and when quiet
 FIGURES = (*RUNS, "noise", *(f"{kind}_{name}" for kind in ("reference", "quiet") for name in RUNS))
 LATENCY = Table(
@@ -48,8 +48,11 @@ TABLES = {
         ("network_id", "weights_id", "data_id"), {"accuracy": "JSON", "loss": "JSON", "counted": "JSON"}
     ),  # of each image or sentence
     "search": Table(("search_id",), {"found": "JSON"}),  # the rows that a search found, by all that decides them
+    # Metrics other than accuracy and loss: of a network, and of each image or sentence.
+    "metric": Table(("network_id", "weights_id", "data_id", "metric"), {"value": "REAL"}),
+    "metric_items": Table(("network_id", "weights_id", "data_id", "metric"), {"of_items": "JSON"}),
 }
-ADDED = {9: ("search",)}  # tables, by the version that added them to a store of the version before
+ADDED = {9: ("search",), 10: ("metric", "metric_items")}  # tables, by the version of the store that added them
 SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 500  # values in one statement
 WAIT = 60  # seconds for what another process is writing

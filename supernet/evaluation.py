@@ -1,7 +1,8 @@
-"""Figures of a network: accuracy and loss over batches, of two networks compared, of each class."""
+"""METRICS of a network over batches, the paired comparison of two networks, and the accuracy of each class."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,47 +15,100 @@ from supernet.distillation import IGNORE
 from supernet.model import Supernet
 
 
-def evaluate_network(network: Supernet, batches: Iterable, ignore_index: int = IGNORE) -> dict[str, float]:
-    """{"accuracy", "loss"} of an extracted network over batches `(*inputs, target)`; puts it in eval mode.
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric of a network over a set of items (images, sentences).
 
-    ValueError if no target counts.
+    Args:
+        name: its name in reports, in `--metric` and in the store of measurements. Values in a store are found by it: a
+            metric that is defined otherwise needs another name.
+        of_targets: (logits (B, ..., classes), target (B, ...)) -> (B, ...), a value for each target. The metric is the
+            mean over all targets that are not ignored.
+        higher_is_better: whether a larger value is better.
+    """
+
+    name: str
+    of_targets: Callable[[Tensor, Tensor], Tensor]
+    higher_is_better: bool = True
+
+    @property
+    def sign(self) -> int:
+        """1 where a larger value is better, -1 where a smaller one is."""
+        return 1 if self.higher_is_better else -1
+
+
+def is_right(logits: Tensor, target: Tensor) -> Tensor:
+    """Whether the largest logit is that of the target."""
+    return logits.argmax(-1) == target
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The cross entropy of each target, in nats; 0 where the target is ignored."""
+    losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.reshape(target.shape)
+
+
+METRICS = {metric.name: metric for metric in (Metric("accuracy", is_right), Metric("loss", cross_entropy, False))}
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by its name; ValueError lists the names."""
+    if name not in METRICS:
+        raise ValueError(f"metric: {name!r} is not one of {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def evaluate_network(
+    network: Supernet,
+    batches: Iterable,
+    ignore_index: int = IGNORE,
+    metrics: Mapping[str, Metric] | None = None,
+) -> dict[str, float]:
+    """{metric: its value} of an extracted network over batches `(*inputs, target)`; puts the network in eval mode.
+
+    `metrics` is `METRICS` if left out. ValueError if all targets are ignored.
     """
     network.eval().to(memory_format=torch.channels_last)
-    return means(evaluate_items(lambda inputs: network(*network.prepare(inputs)), batches, ignore_index))
+    return means(evaluate_items(lambda inputs: network(*network.prepare(inputs)), batches, ignore_index, metrics))
 
 
 @torch.no_grad()
 def evaluate_items(
-    forward: Callable[[Sequence[Tensor]], Tensor], batches: Iterable, ignore_index: int = IGNORE
+    forward: Callable[[Sequence[Tensor]], Tensor],
+    batches: Iterable,
+    ignore_index: int = IGNORE,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Of each item (image, sentence): right answers and cross entropy, summed over its targets, and their number.
+    """The metrics of each item (image, sentence), summed over its targets, and the number of its targets.
 
-    {"accuracy": (n,), "loss": (n,), "counted": (n,)} over batches `(*inputs, target)`; `forward` gives the logits
-    (B, ..., classes) of the inputs. ValueError if no target counts.
+    {metric: (n,), "counted": (n,)} over batches `(*inputs, target)`; `forward` gives the logits (B, ..., classes) of
+    the inputs. Targets equal to `ignore_index` do not count. ValueError if all targets are ignored.
     """
-    parts: dict[str, list[np.ndarray]] = {"accuracy": [], "loss": [], "counted": []}
+    metrics = METRICS if metrics is None else metrics
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*metrics, "counted")}
     for *inputs, target in batches:
         logits, counts = forward(inputs).float(), target != ignore_index
-        losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=ignore_index, reduction="none")
-        rights = (logits.argmax(-1) == target) & counts
-        for name, values in (("accuracy", rights), ("loss", losses), ("counted", counts)):
-            parts[name].append(values.reshape(len(target), -1).double().sum(1).cpu().numpy())
-    figures = {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}
-    if figures["counted"].sum() == 0:
+        target = torch.where(counts, target, IGNORE)
+        values = {name: metric.of_targets(logits, target) * counts for name, metric in metrics.items()}
+        for name, of_targets in (values | {"counted": counts}).items():
+            parts[name].append(of_targets.reshape(len(target), -1).double().sum(1).cpu().numpy())
+    items = {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}
+    if items["counted"].sum() == 0:
         raise ValueError("there is no target to evaluate on")
-    return figures
+    return items
 
 
 def means(items: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """{"accuracy", "loss"} over all targets, of figures of items."""
-    return {name: float(items[name].sum() / items["counted"].sum()) for name in ("accuracy", "loss")}
+    """{metric: its mean over all targets} of the metrics of items."""
+    counted = items["counted"].sum()
+    return {name: float(values.sum() / counted) for name, values in items.items() if name != "counted"}
 
 
-def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], figure: str) -> tuple[float, float]:
-    """By how much a network's figure exceeds another's on the same items, and the standard error of that difference."""
+def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], metric: str) -> tuple[float, float]:
+    """A network's metric less another network's on the same items, and the standard error of that difference."""
     counted = a["counted"]
-    difference = float((a[figure] - b[figure]).sum() / counted.sum())
-    rest = (a[figure] - b[figure] - difference * counted) / counted.mean()
+    difference = float((a[metric] - b[metric]).sum() / counted.sum())
+    rest = (a[metric] - b[metric] - difference * counted) / counted.mean()
     return difference, float(rest.std(ddof=1) / math.sqrt(len(rest)))
 
 

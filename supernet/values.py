@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         raise ValueError(f"{name} = {rng!r} is neither a seed (a whole number) nor a numpy.random.Generator")
     return np.random.default_rng(integer(name, plain, 0))
+
+
+def in_batches(arrays: Mapping[str, np.ndarray], size: int | None) -> Iterator[dict[str, np.ndarray]]:
+    """Named arrays in batches of `size` rows, or as one batch if None. The last batch repeats its last row."""
+    rows = len(next(iter(arrays.values())))
+    for start in range(0, rows, size or rows):
+        taken = np.arange(start, start + (size or rows)).clip(max=rows - 1)
+        yield {key: x[taken] for key, x in arrays.items()}
 
 
 def json_value(name: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,10 @@ class Runtime:
         load: (source, *, threads, precision, batch, place) -> (run, the precision that the runtime itself reports).
         package: the distribution that the runtime is part of.
         extra: ours that installs it.
-        precisions: those that a device may ask for.
+        precisions: those that a device may ask for; those of `formats` if left out.
         places: where it may compute.
-        files: the suffix of the files that it loads; None of a runtime that takes modules of torch.
+        formats: {precision: the name of the export format whose files it loads}; empty for a runtime that takes modules
+            of torch.
         modules: what loading a network imports; the package if left out.
         open: (source, the same keywords) -> (a function that runs the files on given inputs, the precision); None of a
             runtime that takes modules.
@@ -34,11 +35,15 @@ class Runtime:
     load: Callable[..., tuple[Run, str]]
     package: str
     extra: str | None = None
-    precisions: tuple[str, ...] = ("float32",)
+    precisions: tuple[str, ...] = ()
     places: tuple[str, ...] = ("cpu",)
-    files: str | None = ".onnx"
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
     modules: tuple[str, ...] = ()
     open: Callable[..., tuple[RunPart, str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.precisions:
+            object.__setattr__(self, "precisions", tuple(self.formats) or ("float32",))
 
     def version(self) -> str:
         """The installed version, without importing the runtime; ImportError says what to install."""
@@ -56,18 +61,25 @@ def of_files(session: OpenSession, *arguments: Any, **options: Any) -> Runtime:
 
 
 RUNTIMES = {
-    "torch": Runtime(load_torch, "torch", places=("cpu", "cuda"), files=None),
-    "torch-compile": Runtime(load_torch_compile, "torch", places=("cpu", "cuda"), files=None),
+    "torch": Runtime(load_torch, "torch", places=("cpu", "cuda")),
+    "torch-compile": Runtime(load_torch_compile, "torch", places=("cpu", "cuda")),
     "onnxruntime": of_files(
-        OnnxRuntimeSession, "onnxruntime", None, ("float32", "int8"), modules=("onnxruntime", "onnx")
+        OnnxRuntimeSession,
+        "onnxruntime",
+        formats={"float32": "onnx", "int8": "onnx-int8"},
+        modules=("onnxruntime", "onnx"),
     ),
-    "openvino": of_files(OpenVinoSession, "openvino", "openvino", ("float32", "bfloat16", "int8")),
+    "openvino": of_files(
+        OpenVinoSession,
+        "openvino",
+        "openvino",
+        formats={"float32": "onnx", "bfloat16": "onnx", "int8": "openvino-int8"},
+    ),
     "executorch": of_files(
         ExecuTorchSession,
         "executorch",
         "executorch",
-        ("float32", "int8"),
-        files=".pte",
+        formats={"float32": "executorch", "int8": "executorch-int8"},
         modules=("executorch.exir", "executorch.backends.xnnpack", "executorch.extension.pybindings.portable_lib"),
     ),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from supernet.values import in_batches
 
 Run = Callable[[], Any]  # one inference on fixed inputs
 Source = Any  # what is timed: the path of a file or folder, (module, inputs) for torch, or a function that makes it
@@ -104,7 +106,8 @@ def open_parts(source: Source, *, session: OpenSession, threads: int, precision:
         rows, size = len(next(iter(feeds.values()))), next(iter(opened.inputs.values()))[0][0]
         # The arrays that a session returns may be its own, and change at its next run.
         made = [
-            [x.copy() for x in opened.run(part)] for part in batches({key: feeds[key] for key in opened.inputs}, size)
+            [x.copy() for x in opened.run(part)]
+            for part in in_batches({key: feeds[key] for key in opened.inputs}, size)
         ]
         return {key: np.concatenate(parts)[:rows] for key, parts in zip(opened.outputs, zip(*made))}
 
@@ -117,14 +120,6 @@ def part_file(folder: Path, name: str) -> Path:
     if (found := next((path for path in paths if path.is_file()), None)) is None:
         raise FileNotFoundError(f"{folder} has no file of the part {name}: none of {', '.join(p.name for p in paths)}")
     return found
-
-
-def batches(feeds: Mapping[str, np.ndarray], size: int | None) -> Iterator[dict[str, np.ndarray]]:
-    """The inputs in batches of `size` rows; the last one repeats its last row to be full. None: one batch."""
-    rows = len(next(iter(feeds.values())))
-    for start in range(0, rows, size or rows):
-        taken = np.arange(start, start + (size or rows)).clip(max=rows - 1)
-        yield {key: x[taken] for key, x in feeds.items()}
 
 
 def joined(precisions: Iterable[str]) -> str:

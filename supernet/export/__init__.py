@@ -7,6 +7,7 @@ a table `FORMATS` of its own, for formats of its families alone.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +44,15 @@ def __getattr__(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of an export: `batch`, a number or "dynamic"; `opset`, None for the default; `overwrite`.
+    """The options of an export.
 
-    `seen` are the inputs of each part that int8 layers take their ranges from, `measured` what is known of the network.
+    Args:
+        batch: how many inputs a file takes at once: a number, or "dynamic" for any number.
+        opset: version of the operators of ONNX files; None for the default.
+        seen: {part: its inputs in batches}, from which int8 layers take their ranges.
+        measured: what was measured of the network; it is written into the metadata.
+        overwrite: replace an earlier export.
+        fast: use a faster exporter, where there is one, whose files need only have the same latency.
     """
 
     batch: int | str = 1
@@ -53,6 +60,7 @@ class Request:
     seen: Mapping[str, Feeds] | None = None
     measured: Measured = Measured()
     overwrite: bool = False
+    fast: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Format:
     `write` names the function "module:function" that writes them: of one part (part, path without suffix, request,
     feeds, ONNX properties); or, where `families` has the only families that it is for, of a network
     (network, folder, request). `runtime` loads the files, `suffix` is theirs. `packages` are the distributions that
-    write them; `extra` is ours that installs them. `batches` are the forms of batch size that it takes: "fixed",
+    write them; `extra` is ours that installs them. `writers` are the distributions whose versions identify files that
+    are timed, `packages` if left out; `fast`: there is a faster exporter (`Request.fast`). `batches` are the forms of batch size that it takes: "fixed",
     "dynamic"; without one it takes any. `calibrates` on inputs; `has_opset`: takes an ONNX opset.
     """
 
@@ -76,10 +85,26 @@ class Format:
     has_opset: bool = False
     calibrates: bool = False
     families: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
+    fast: bool = False
 
     def function(self) -> Callable[..., Any]:
         module, _, name = self.write.partition(":")
         return getattr(import_module(module), name)
+
+    def written_by(self) -> tuple[str, ...]:
+        """The distributions that write the files, each with its version: another version may write slower files.
+
+        ImportError, with what to install, where one of them is not installed.
+        """
+        found = []
+        for package in self.writers or self.packages:
+            try:
+                found.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError:
+                what = f"'supernet[{self.extra}]'" if self.extra else package
+                raise ImportError(f"{package} is not installed: pip install {what}") from None
+        return tuple(found)
 
 
 ANY = ("fixed", "dynamic")
@@ -91,6 +116,8 @@ FORMATS = {
         packages=("onnx", "onnxscript"),
         batches=ANY,
         has_opset=True,
+        writers=("torch", "onnxscript"),
+        fast=True,
     ),
     "onnx-int8": Format(
         "supernet.export.onnx:write_onnx_int8_part",
@@ -101,6 +128,8 @@ FORMATS = {
         batches=ANY,
         has_opset=True,
         calibrates=True,
+        writers=("torch", "onnxscript", "onnxruntime"),
+        fast=True,
     ),
     "openvino": Format(
         "supernet.export.openvino:write_openvino_part",
@@ -109,6 +138,8 @@ FORMATS = {
         packages=("openvino",),
         extra="openvino",
         batches=ANY,
+        writers=("torch", "onnxscript", "openvino"),
+        fast=True,
     ),
     "openvino-int8": Format(
         "supernet.export.openvino:write_openvino_int8_part",
@@ -119,6 +150,8 @@ FORMATS = {
         "openvino",
         batches=ANY,
         calibrates=True,
+        writers=("torch", "onnxscript", "nncf"),
+        fast=True,
     ),
     "executorch": Format(
         "supernet.export.executorch:write_executorch_part",
@@ -127,6 +160,7 @@ FORMATS = {
         packages=("executorch",),
         extra="executorch",
         batches=("fixed",),
+        writers=("torch", "executorch"),
     ),
     "executorch-int8": Format(
         "supernet.export.executorch:write_executorch_part",
@@ -137,6 +171,7 @@ FORMATS = {
         "executorch",
         batches=("fixed",),
         calibrates=True,
+        writers=("torch", "executorch", "torchao"),
     ),
 }
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.atomic import write_atomically
-from supernet.export import Feeds, Request
+from supernet.export import DYNAMIC, Feeds, Request
 from supernet.export.parts import as_inputs, check_float32, check_outputs, evaluating, grouped, write_plan
 from supernet.model import Part, Supernet
 
@@ -228,8 +228,10 @@ def check_onnx(part: Part, path: Path) -> float:
 def write_onnx_part(
     part: Part, path: Path, request: Request, feeds: Feeds | None, properties: Mapping[str, str]
 ) -> None:
-    path = part_to_onnx(part, path.with_suffix(".onnx"), opset=request.opset or ONNX_OPSET, properties=properties)
-    if all(part.dynamic.get(name, {}).get(0) == "batch" for name in part.names):  # it was written of a larger batch
+    opset = request.opset or ONNX_OPSET
+    path = part_to_onnx(part, path.with_suffix(".onnx"), request.fast, opset, properties)
+    if request.batch == DYNAMIC and all(part.dynamic.get(name, {}).get(0) == "batch" for name in part.names):
+        # It was traced with a larger batch.
         check_onnx(dataclasses.replace(part, inputs=tuple(x[:1] for x in part.inputs)), path)
 
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from supernet.atomic import write_atomically
 from supernet.export import DYNAMIC
 from supernet.model import Part, Supernet
+from supernet.values import in_batches
 
 PLAN = "run.json"  # how the files of a network in several parts run
 
 
 TOLERANCE = 1e-4  # largest difference over largest output
+CALIBRATION_ITEMS, CALIBRATION_RUNS = 128, 16  # see `calibration_feeds`
 
 
 def as_inputs(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -114,3 +116,40 @@ def made_by(part: Part) -> Sequence[Any]:
     with torch.no_grad():
         made = part.module(*part.inputs)
     return [made] if isinstance(made, torch.Tensor) else made
+
+
+@torch.inference_mode()
+def calibration_feeds(
+    network: Supernet, batch: int, inputs: Iterable[Sequence[Tensor]], fixed: bool = False
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """{part: its inputs by name, in batches} on data of a network: int8 layers take their ranges from them.
+
+    The batches have the size that a part's file is for: `batch`, or any size for a part with dynamic axes. A format
+    that is `fixed` to one batch size gets the part's limit. The first `CALIBRATION_ITEMS` items of `inputs` are run; of
+    a part that runs often, `CALIBRATION_RUNS` runs are kept at random.
+    """
+    parts, rng = network.parts(batch), np.random.default_rng(0)
+    seen: dict[str, list[Mapping[str, np.ndarray]]] = {name: [] for name in parts}
+    runs = dict.fromkeys(seen, 0)
+
+    def run(name: str, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if all(x.size for x in feeds.values()):  # caches are empty before the first step, and have no range
+            runs[name] += 1
+            place = len(seen[name]) if runs[name] <= CALIBRATION_RUNS else rng.integers(runs[name])
+            if place < CALIBRATION_RUNS:
+                seen[name][place : place + 1] = [feeds]
+        part = parts[name]
+        made = part.module(*(torch.from_numpy(feeds[key]) for key in part.names))
+        return {key: x.numpy() for key, x in zip(part.outputs, [made] if isinstance(made, Tensor) else made)}
+
+    items = 0
+    for some in inputs:
+        some = [x[: CALIBRATION_ITEMS - items] for x in some]
+        network.run_parts(run, network.prepare(some))
+        if (items := items + len(some[0])) == CALIBRATION_ITEMS:
+            break
+
+    def size(part: Part) -> int | None:
+        return batch if not part.dynamic else part.limits.get("batch") if fixed else None
+
+    return {name: [some for feeds in seen[name] for some in in_batches(feeds, size(parts[name]))] for name in parts}

@@ -1,4 +1,4 @@
-"""Processes that work for this one, each on a core of its own, while no network is timed."""
+"""Other processes that share the work of this one, each on a core of its own, while no network is timed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from predictors.engines import end_with_stdin
-from recipes.benches import GARBAGE
 
 MOST = 8  # processes
 EACH = 1e9  # bytes that a process needs beside its copy of the state, roughly
+LARGEST = 1e9  # bytes of a state that is copied to other processes
+WORTH = 4.0  # seconds of remaining work from which on starting processes is worth it; they start in about three
+GARBAGE = 100_000  # new objects after which the garbage collector runs: exports and imports make many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,70 @@ class Failed:
     """A job failed in another process: what it raised there, or how the process ended."""
 
     reason: str
+
+
+class Sharing:
+    """Jobs that are done here until other processes are worth their start, and from then on there.
+
+    Args:
+        state: makes the object whose methods do the jobs in other processes; None where it cannot be copied.
+        most: processes; None takes one a core, 1 starts none.
+    """
+
+    def __init__(self, state: Callable[[], Any], most: int | None = None) -> None:
+        self._make_state, self._most = state, most
+        self._workers: Workers | None = None
+        self._tried = False
+
+    @property
+    def running(self) -> int:
+        """How many other processes run now."""
+        return 0 if self._workers is None else self._workers.n
+
+    def share(
+        self, method: str, jobs: Sequence[tuple[Any, ...]], here: Callable[..., Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """(number of the job, its result) of jobs as they are done: by `here`, or by the state's method elsewhere.
+
+        A job that fails elsewhere is done here, where it raises the reason.
+        """
+        done, last = 0, 0.0
+        for done, job in enumerate(jobs):
+            left = last * (len(jobs) - done) * (0.5 if done == 1 else 1)  # the first one imports
+            if self._workers is None and left > WORTH and not self._tried:
+                self._start()
+            if self._workers is not None:
+                break
+            began = time.process_time()  # not the clock: a busy machine makes no work worth sharing
+            result = here(*job)
+            last = time.process_time() - began
+            yield done, result
+        else:
+            return
+        rest = jobs[done:]
+        for i, result in self._workers.map(method, rest):
+            yield done + i, here(*rest[i]) if isinstance(result, Failed) else result
+
+    def _start(self) -> None:
+        """Start processes, unless there is one core, little memory, or a state that cannot be copied."""
+        self._tried = True
+        if self._most == 1 or (state := self._make_state()) is None:
+            return
+        try:
+            pickled = pickle.dumps(state)
+        except Exception as error:  # of another package's class
+            print(f"one process works alone: the supernet cannot be copied to others ({type(error).__name__}: {error})")
+            return
+        n = min(how_many(len(pickled)), self._most or MOST)
+        if b"__main__" not in pickled and len(pickled) <= LARGEST and n > 1:
+            self._workers = Workers(pickled, n)
+
+    def close(self) -> None:
+        """End the other processes; new ones may start later, with a new state."""
+        self._tried = False
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
 
 class Workers:
@@ -48,8 +115,10 @@ class Workers:
             self._idle.put(worker)
 
     def map(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """(number of the job, what the method returned, or `Failed`) as jobs are done; those that have not begun when
-        the iterator is closed never do."""
+        """(number of the job, what the method returned, or `Failed`) of jobs as they are done.
+
+        Jobs that have not begun when the iterator is closed never do.
+        """
         futures = {self._pool.submit(self._call, method, job): i for i, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
@@ -93,11 +162,14 @@ class _Worker:
 
     def __init__(self, state: bytes) -> None:
         ours, theirs = socket.socketpair()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from recipes.workers import serve; serve({theirs.fileno()})"
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from recipes.lab.workers import serve; serve({theirs.fileno()})"
+        )
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 pass_fds=[theirs.fileno()],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},  # each process has a core of its own
                 stdin=subprocess.PIPE,  # at an end when this process is
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # of exporters, which warn of what is checked
