@@ -157,7 +157,7 @@ class Transformer(Supernet):
     """
 
     config_class = TransformerConfig
-    figure = "loss"
+    metric = "loss"
 
     def __init__(
         self,

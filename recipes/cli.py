@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any
 
 from recipes import VERBS
-from recipes.benches import GARBAGE
 from recipes.saved import import_from_here, looked_in
+from recipes.values import GARBAGE
 
 LIGHTNING = ("fit", "validate", "test")
 RECIPES = Path(__file__).parent
@@ -115,7 +115,7 @@ def run(argv: list[str]) -> None:
         from jsonargparse import ArgumentParser
 
         verb = find_verb(command)
-        verb.__doc__ = with_formats(verb.__doc__)
+        verb.__doc__ = with_tables(verb.__doc__)
         parser = ArgumentParser(
             prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False
         )
@@ -138,15 +138,22 @@ def find_verb(name: str) -> Callable[..., Any]:
     return getattr(import_module(module), function)
 
 
-def with_formats(text: str) -> str:
-    """A verb's help with the names of all formats in the place of {formats}."""
-    if "{formats}" not in text:
-        return text
-    from recipes.saved import import_families
-    from supernet.export import known_formats
+def with_tables(text: str) -> str:
+    """A verb's help with the names in a table in the place of {formats}, {metrics} and {searches}."""
+    tables = {
+        "formats": ("supernet.export", "known_formats"),
+        "metrics": ("supernet.evaluation", "METRICS"),
+        "searches": ("supernet.search", "SEARCHES"),
+    }
+    for name, (module, table) in tables.items():
+        if f"{{{name}}}" in text:
+            if name == "formats":  # families have formats of their own
+                from recipes.saved import import_families
 
-    import_families()
-    return text.replace("{formats}", ", ".join(known_formats()))
+                import_families()
+            found = getattr(import_module(module), table)
+            text = text.replace(f"{{{name}}}", ", ".join(found() if callable(found) else found))
+    return text
 
 
 def keep_freed_memory() -> None:

@@ -17,9 +17,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from recipes.report import Report
 
 DEVICE = "onnxruntime"
 RANDOM = 20
@@ -39,42 +42,38 @@ def main() -> None:
 
     import torch
 
-    from predictors.latency import LatencyPredictor
-    from recipes.benches import open_bench
     from recipes.export import export
-    from recipes.sampling import time_samples
+    from recipes.lab import open_lab
     from recipes.specialize import specialize
     from supernet.saving import load
 
     torch.set_num_threads(1)
     folder = run / "supernet"
-    with open_bench(str(folder), DEVICE, None, None, str(out / "onnx"), "process") as bench:
-        bench.will_evaluate()
-        # The networks that `specialize` will time, first: it finds them in the store.
-        X, ms = time_samples(bench, None, np.random.default_rng(seed))
-        latency = LatencyPredictor(terms=bench.supernet.cost_terms).fit(X[np.isfinite(ms)], ms[np.isfinite(ms)])
-        smallest, largest = ms[:2]
+    with open_lab(folder, DEVICE, files=out / "onnx") as lab:
+        samples = lab.samples(None, seed)  # the networks that `specialize` will time: it finds them in the store
+        latency = samples.predictor().fit(samples.X, samples.ms)
+        smallest, largest = samples.ends_ms
         budget = round(smallest + 0.4 * (largest - smallest), 3)
         report = specialize(str(folder), DEVICE, str(out / "subnet"), budget, seed=seed)
         export(str(out / "subnet"), str(out / "files"), "onnx,timm")
-        rivals = within_budget(bench.supernet.space, latency, budget, np.random.default_rng(seed + 1))
-        chosen_by = bench.evaluate(rivals, f"evaluating {RANDOM} random networks")["accuracy"]
-        subnet, data = load(out / "subnet"), bench.data
-        tested = [torch_items(bench.calibrated(config), data) for config in bench.supernet.space.decode(rivals)]
-        whole, costs = bench.calibrated(bench.supernet.space.largest()), bench.supernet.costs(X[:2])
-        whole_items = torch_items(whole, data)
+        rivals = within_budget(lab.space, latency, budget, np.random.default_rng(seed + 1))
+        selection = lab.evaluate(rivals, f"evaluating {RANDOM} random networks")["accuracy"]
+        subnet, data = load(out / "subnet"), lab.data
+        tested = [lab.evaluator.torch_items(config, "test") for config in lab.space.decode(rivals)]
+        whole_items = lab.evaluator.torch_items(lab.space.largest(), "test")
+        costs = lab.supernet.costs(lab.space.encode([lab.space.smallest(), lab.space.largest()]))
 
     draw_training(run / "logs", out / "training.png")
     smaller = smallest + 0.2 * (largest - smallest)
     items, difference = file_items(out / "subnet" / "subnet.onnx", subnet, data)
     print(
         f"\nA supernet was trained on the digits, and a network was cut from it for {DEVICE} on this machine.\n"
-        f"  budget {budget:.3f} ms: latency predicted {report['predicted_latency_ms']:.3f} ms, measured"
-        f" {report['confirmed_ms']:.3f} ms (smallest network {smallest:.3f} ms, largest {largest:.3f} ms)\n"
-        f"{told_beside_largest(report, items, whole_items, largest, costs)}\n"
-        f"{told_beside_random(items, tested, int(chosen_by.argmax()))}\n\n{told_next(out, smaller)}"
+        f"  budget {budget:.3f} ms: latency predicted {report.predicted_latency_ms:.3f} ms, measured"
+        f" {report.latency_ms:.3f} ms (smallest network {smallest:.3f} ms, largest {largest:.3f} ms)\n"
+        f"{beside_largest(report, items, whole_items, largest, costs)}\n"
+        f"{beside_random(items, tested, int(selection.argmax()))}\n\n{next_steps(out, smaller)}"
     )
-    if failures := what_is_wrong(smallest, largest, budget, report["confirmed_ms"], difference):
+    if failures := what_is_wrong(smallest, largest, budget, report.latency_ms, difference):
         sys.exit("demo failed: " + "; ".join(failures))
 
 
@@ -121,7 +120,7 @@ def compare_with(items: Items, others: Sequence[Items]) -> Compared:
     return Compared(difference, difference - 1.96 * error, difference + 1.96 * error)
 
 
-def told_beside_random(items: Items, others: Sequence[Items], best: int) -> str:
+def beside_random(items: Items, others: Sequence[Items], best: int) -> str:
     """How a network compares on the test set with the mean of random ones, and with the `best` of them, which was
     chosen on other images."""
     return (
@@ -131,19 +130,17 @@ def told_beside_random(items: Items, others: Sequence[Items], best: int) -> str:
     )
 
 
-def told_beside_largest(
-    report: Mapping[str, Any], items: Items, whole: Items, largest: float, costs: Mapping[str, np.ndarray]
-) -> str:
+def beside_largest(report: Report, items: Items, whole: Items, largest: float, costs: Mapping[str, np.ndarray]) -> str:
     accuracy, whole_accuracy = (float(x["accuracy"].sum() / x["counted"].sum()) for x in (items, whole))
-    macs, params = (report[unit] / costs[unit][1] for unit in ("macs", "params"))
+    macs, params = (getattr(report, unit) / costs[unit][1] for unit in ("macs", "params"))
     return (
         f"  test accuracy {accuracy:.4f} of the exported file, {whole_accuracy:.4f} of the largest network\n"
-        f"  beside the largest network: {report['confirmed_ms'] / largest:.0%} of its latency, {macs:.0%} of its"
+        f"  beside the largest network: {report.latency_ms / largest:.0%} of its latency, {macs:.0%} of its"
         f" multiply-accumulates, {params:.0%} of its parameters"
     )
 
 
-def told_next(out: Path, smaller: float) -> str:
+def next_steps(out: Path, smaller: float) -> str:
     """Where the files are, how a network is loaded, and what a newcomer may do next."""
     specialize = f"supernet specialize --supernet {out / 'fit' / 'supernet'} --device {DEVICE}"
     return f"""Files
@@ -160,7 +157,7 @@ Load the network
   session = onnxruntime.InferenceSession("{out / "subnet" / "subnet.onnx"}")
 
 Next
-  {specialize} --max_latency {smaller:.3f} --out runs/faster
+  {specialize} --max-latency {smaller:.3f} --out runs/faster
   {specialize} --pareto 4 --out runs/front
   supernet devices                             # what else can be measured on this machine
 """
@@ -180,16 +177,6 @@ def within_budget(space: Any, latency: Any, budget: float, rng: np.random.Genera
     if len(found) < RANDOM:
         sys.exit(f"demo failed: only {len(found)} of {len(X)} random networks are predicted to keep the budget")
     return rng.permutation(found)[:RANDOM]
-
-
-def torch_items(network: Any, data: Any) -> Items:
-    """Figures of the test images by torch."""
-    import torch
-
-    from supernet.evaluation import evaluate_items
-
-    with torch.inference_mode():
-        return evaluate_items(lambda inputs: network(*network.prepare(inputs)), data.test_dataloader())
 
 
 def draw_training(logs: Path, path: Path) -> None:

@@ -18,7 +18,7 @@ def devices() -> dict[str, str]:
     from rich.table import Table
 
     from predictors.devices import known_devices
-    from recipes.bench import try_device
+    from recipes.lab.trial import try_device
 
     table = Table("device", "runtime", "precision", "threads", "on this machine", box=None)
     told = {}

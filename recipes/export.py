@@ -41,7 +41,7 @@ def export(
     """
     import_families()
     from supernet.atomic import check_writable
-    from supernet.export import Request, check_network, check_request, known_formats
+    from supernet.export import DYNAMIC, Request, check_network, check_request, known_formats
     from supernet.export.folder import check_place, write_export
 
     names = list(dict.fromkeys(name.strip() for name in format.split(",")))
@@ -52,27 +52,29 @@ def export(
     folder = Path(out)
     for name in names:
         check_place(network, name, folder, overwrite)
-    calibrates = any(known_formats()[name].calibrates for name in names)
+    calibrates = [name for name in names if known_formats()[name].calibrates]
     if data or calibrates:
         module = module or make_data(read_section(subnet, data), ())
         network.check_data(module.input_spec)
         network.input_spec = module.input_spec | network.input_spec  # older networks lack some of it
-    seen = calibration_inputs(network, module, batch) if calibrates else None
+    fixed = {name: DYNAMIC not in known_formats()[name].batches for name in calibrates}
+    feeds = {kind: calibration_inputs(network, module, batch, kind) for kind in set(fixed.values())}
     if network.input_spec and (lacks := unknown_facts(network)):
         print(f"{subnet} does not record {', '.join(lacks)}; where the data say it, --data adds it")
-    request = Request(batch, opset, seen, measured_of(subnet, network), overwrite)
-    written = {}
+    measured, written = measured_of(subnet, network), {}
     for name in names:
+        request = Request(batch, opset, feeds[fixed[name]] if name in fixed else None, measured, overwrite)
         written[name] = write_export(network, name, folder, request)
         print(f"{name}: {written[name]}")
     return written
 
 
-def calibration_inputs(network: Any, data: Any, batch: int | str) -> Any:
-    """What the parts of a network get as inputs on its data, of which int8 layers take their ranges."""
-    from recipes.device_files import seen_by_parts
+def calibration_inputs(network: Any, data: Any, batch: int | str, fixed: bool) -> Any:
+    """What the parts of a network get as inputs on its data, from which int8 layers take their ranges."""
+    from supernet.export.parts import calibration_feeds
 
-    return seen_by_parts(network, batch if isinstance(batch, int) else 1, data.calibration_batches())
+    size = batch if isinstance(batch, int) else 1
+    return calibration_feeds(network, size, data.calibration_batches(), fixed)
 
 
 def unknown_facts(network: Any) -> list[str]:

@@ -1,232 +1,274 @@
-"""What `supernet specialize` found, drawn: the front, predictions against measurements, the network block by block."""
+"""The report of a specialized network: what was found, how good it is, and how it was measured."""
 
 from __future__ import annotations
 
-import html
-import io
-import itertools
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+import numpy as np
 
-from supernet.atomic import write_atomically
-from supernet.space import SearchSpace
+from recipes.constraints import LATENCY, Constraints, Deployed
+from recipes.quality import Quality
+from supernet.evaluation import compare, means
+from supernet.metadata import Measured, MeasuredMetric, Z
 
+if TYPE_CHECKING:
+    from recipes.lab.lab import Lab
 
-def write_page(report: Mapping[str, Any], space: SearchSpace, config: Any, path: Path) -> None:
-    """A page of one file, which needs no network: figures and tables of a report."""
-    name, device = report["figure"], report["device"]
-    parts = {
-        "select": "held-out, by which it was chosen",
-        "report": "held-out, which chose nothing",
-        "test": "test set",
-    }
-    figures = {f"{name}, {what}": f"{report[part][name]:.4f}" for part, what in parts.items()}
-    latency = {
-        "budget": f"{report['budget_ms']:.3f} ms",
-        "predicted": f"{report['predicted_latency_ms']:.3f} ms",
-        "measured, first": f"{report['latency_ms']:.3f} ms",
-        "measured again, by other processes": f"{report['confirmed_ms']:.3f} ms",
-        "the same with the machine's drift": f"{report['confirmed_with_drift_ms']:.3f} ms",
-        "smallest network": f"{report['smallest_ms']:.3f} ms",
-        "largest network": "it failed" if report["largest_ms"] is None else f"{report['largest_ms']:.3f} ms",
-    }
-    costs = {cost: f"{report[cost]:,}" for cost in ("macs", "params")}
-    costs |= {f"{cost}, at most": f"{bound:g}; it has {report[cost]:g}" for cost, bound in report["bounds"].items()}
-    known = report["latency_predictor"]
-    predictors = {
-        "latency, mean absolute error": f"{known['mape']:.2f} %, of {known['n']} networks",
-        "measurements repeat to": f"{100 * report['noise_floor']:.2f} %",
-    }
-    if known := report.get("accuracy_predictor"):
-        predictors[f"{name}, Kendall's tau"] = f"{known[name]['tau']:.3f}, of {known[name]['n']} networks"
-    spent = {what: f"{seconds:.1f}" for what, seconds in report["seconds"].items()}
-    sections = [
-        ("Accuracy against latency", svg(draw_front(report))),
-        ("Finalists: predicted against measured", svg(draw_predictions(report))),
-        ("The network", svg(draw_network(space, config)) + table(ungated(space, config))),
-        ("Figures of the exported file, in its runtime", table(figures)),
-        ("Latency", table(latency)),
-        ("Costs", table(costs)),
-        ("Predictors, cross-validated on the samples", table(predictors)),
-        ("Seconds spent on the device's budgets, so far", table(spent)),
-        ("Timed", table({"batch": str(device["batch"])} | {key: str(x) for key, x in report["timed"].items()})),
-        ("Device", table({key: str(value) for key, value in device.items()})),
-    ]
-    body = "\n".join(f"<section><h2>{html.escape(title)}</h2>\n{content}\n</section>" for title, content in sections)
-    title = html.escape(f"A network for {device['name']} within {report['budget_ms']:g} ms")
-    path.write_text(PAGE.format(title=title, body=body), encoding="utf-8")
+VERSION = 1  # of report.json
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
-h2 {{ font-size: 1.1em; margin: 2em 0 .5em }}
-table {{ border-collapse: collapse }}
-td, th {{ text-align: left; padding: .15em 1.5em .15em 0; border-bottom: 1px solid #ddd }}
-svg {{ max-width: 100%; height: auto }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """Another network of the supernet, which the chosen one is compared with on the test set.
+
+    Args:
+        name: what it is.
+        config: its choices.
+        latency_ms: its latency; None where it failed on the device.
+        measured: whether the latency was measured; else it is predicted.
+        macs: multiply-accumulates of one inference.
+        params: parameters.
+        metrics: {metric: value} on the test set, computed by torch.
+        difference: the chosen network's metric less its own, on the same items.
+        low, high: the 95 % interval of the difference.
+    """
+
+    name: str
+    config: dict[str, Any]
+    latency_ms: float | None
+    measured: bool
+    macs: int
+    params: int
+    metrics: dict[str, float]
+    difference: float
+    low: float
+    high: float
 
 
-def table(rows: Mapping[str, str]) -> str:
-    cells = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
-    return f"<table>{''.join(cells)}</table>"
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A specialized network, as report.json has it. Latencies are in ms, sizes in MB (1e6 bytes).
 
+    Args:
+        version: of this format.
+        config: the network: a value for each choice of the search space.
+        device: the device, its protocol, and the machine.
+        bounds: {constraint: the largest value asked for}, such as latency_ms.
+        latency_ms: latency of the exported file in new processes, with drift divided out: the one that kept the budget.
+        clock_latency_ms: the same measurement as the clock reported it.
+        first_latency_ms: the earlier measurement by which the network was shortlisted.
+        predicted_latency_ms: what was predicted before any measurement.
+        measured: {constraint: all its measurements of the exported file}.
+        macs: multiply-accumulates of one inference.
+        params: parameters.
+        metric: what the network was chosen by.
+        metrics: {split: {metric: value}} of the exported file in its runtime. `selection` chose the network;
+            `held_out` and `test` chose nothing.
+        measured_metric: the metric on the test set with its 95 % interval.
+        torch_metrics: {metric: value} on the selection split, computed by torch.
+        rivals: the largest network, and the best random network that is predicted to keep the bounds.
+        smallest_ms, largest_ms: latency of the ends of the space; None for a network that failed.
+        finalists: the networks that were exported and measured for this budget.
+        failed_finalists: how many more failed.
+        samples: the random networks that were evaluated, with predicted latency and metrics.
+        latency_predictor: {"mape": mean absolute error in %, "tau": Kendall's tau, "n"}, cross-validated.
+        metric_predictors: the same of each metric.
+        noise_floor: how well latencies repeat, as a relative difference.
+        reference_ms: undisturbed latency of the reference network, which drift is relative to.
+        proxy_check: {"ratio", "low", "high"} of the latency of delivered files over that of proxies; None if unchecked.
+        transfers_from: {"devices": whose latencies helped the predictor, "share": their weight}.
+        file_offset: {metric: mean difference of exported files and networks in torch}.
+        timed: lengths of the timed inference, in tokens, of a translation network.
+        seconds: {activity: seconds} on the device so far.
+        files: names of the files of the folder.
+        data: class_path and init_args of the data.
+        command: the command that wrote the report, if a command did.
+        written: when, UTC.
+    """
 
-def svg(figure: Figure) -> str:
-    """A figure as an element of a page; its text stays text."""
-    file = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+    config: dict[str, Any]
+    device: dict[str, Any]
+    bounds: dict[str, float]
+    latency_ms: float
+    clock_latency_ms: float | None
+    first_latency_ms: float
+    predicted_latency_ms: float
+    measured: dict[str, list[float]]
+    macs: int
+    params: int
+    metric: str
+    metrics: dict[str, dict[str, float]]
+    measured_metric: MeasuredMetric
+    torch_metrics: dict[str, float]
+    rivals: list[Rival]
+    smallest_ms: float | None
+    largest_ms: float | None
+    finalists: list[dict[str, Any]]
+    failed_finalists: int
+    samples: list[dict[str, float]]
+    latency_predictor: dict[str, float]
+    metric_predictors: dict[str, dict[str, float]]
+    noise_floor: float
+    reference_ms: float
+    proxy_check: dict[str, float] | None
+    transfers_from: dict[str, Any]
+    file_offset: dict[str, float]
+    timed: dict[str, int]
+    seconds: dict[str, float]
+    data: dict[str, Any]
+    command: str | None
+    written: str
+    files: tuple[str, ...] = ()
+    version: int = VERSION
 
+    @classmethod
+    def of(
+        cls,
+        lab: Lab,
+        best: Deployed,
+        bounds: Mapping[str, float],
+        quality: Quality,
+        constraints: Constraints,
+        deployed: Sequence[Deployed],
+    ) -> Report:
+        """The report of a chosen network; evaluates its file and its rivals on all splits."""
+        from predictors.engines import NetworkError
+        from recipes.lab.keys import LENGTHS
+        from recipes.lab.splits import SPLITS, TEST
 
-def draw_front(report: Mapping[str, Any]) -> Figure:
-    """The figure against latency: samples, finalists as predicted and as measured, the winner, the budget."""
-    name, figure = report["figure"], Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"latency on {report['device']['name']} (ms)", ylabel=f"held-out {name}")
-    samples, finals = report["samples"], report["finalists"]
-    axes.scatter(
-        [s["predicted_latency_ms"] for s in samples],
-        [s[name] for s in samples],
-        s=14,
-        c="0.7",
-        label="samples, latency predicted",
-    )
-    for final in finals:
-        axes.plot(
-            [final["predicted_latency_ms"], final["latency_ms"]],
-            [final[f"predicted_{name}"], final[name]],
-            c="0.8",
-            lw=0.8,
-            zorder=1,
+        try:
+            items = {split: lab.evaluator.file_items(best.config, split) for split in SPLITS}
+        except NetworkError as error:
+            raise ValueError(f"{lab.device.name}: {best.config} can no longer be evaluated: {error}") from error
+        samples, metric = constraints.samples, quality.metric.name
+        own = [one for one in deployed if one.found_for == bounds[LATENCY] or one is best]
+        ran = [one for one in own if math.isfinite(one.latency_ms)]
+        by_file = [one for one in own if one.file_metrics]
+        costs = {unit: int(values[0]) for unit, values in lab.supernet.costs(np.array([best.row])).items()}
+        computed = {"runtime": lab.device.runtime, "precision": lab.device.precision}
+        evaluated = quality.X[: quality.n_random]
+        random = {name: values[: quality.n_random] for name, values in quality.metrics.items()}
+        spec = lab.supernet.input_spec
+        return cls(
+            config=dataclasses.asdict(best.config),
+            device=dataclasses.asdict(lab.device) | lab.timer.fingerprint,
+            bounds=dict(bounds),
+            latency_ms=best.measured[LATENCY][-1],
+            clock_latency_ms=best.clock_ms,
+            first_latency_ms=best.measured[LATENCY][0],
+            predicted_latency_ms=best.predicted[LATENCY],
+            measured={name: list(values) for name, values in best.measured.items()},
+            macs=costs["macs"],
+            params=costs["params"],
+            metric=metric,
+            metrics={split: means(of) for split, of in items.items()},
+            measured_metric=MeasuredMetric.of(items[TEST], metric, TEST, **computed),
+            torch_metrics=best.metrics,
+            rivals=find_rivals(lab, quality, constraints, items[TEST]),
+            smallest_ms=finite(samples.ends_ms[0]),
+            largest_ms=finite(samples.ends_ms[1]),
+            finalists=[describe(one, metric) for one in ran],
+            failed_finalists=len(own) - len(ran),
+            samples=[
+                {"predicted_latency_ms": ms} | {name: float(values[i]) for name, values in random.items()}
+                for i, ms in enumerate(constraints.latency.predict(evaluated).tolist())
+            ],
+            latency_predictor=samples.quality,
+            metric_predictors=quality.reliability,
+            noise_floor=samples.noise_floor,
+            reference_ms=samples.baseline[lab.timer.reference_key],
+            proxy_check=samples.check and dataclasses.asdict(samples.check),
+            transfers_from={"devices": list(samples.sources), "share": constraints.latency.share},
+            file_offset={
+                name: float(np.mean([one.file_metrics[name] - one.metrics[name] for one in by_file]))
+                for name in quality.metrics
+            },
+            timed={name: spec[name] for name in LENGTHS if name in spec},
+            seconds={what: round(seconds, 3) for what, seconds in lab.ledger.seconds.items()},
+            data=lab.section,
+            command=this_command(),
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-    axes.scatter(
-        [f["predicted_latency_ms"] for f in finals],
-        [f[f"predicted_{name}"] for f in finals],
-        s=22,
-        facecolors="none",
-        edgecolors="tab:blue",
-        label="finalists, predicted",
-    )
-    axes.scatter([f["latency_ms"] for f in finals], [f[name] for f in finals], s=22, label="finalists, measured")
-    axes.scatter([report["confirmed_ms"]], [report[name]], s=90, marker="*", c="tab:red", label="chosen")
-    axes.axvline(report["budget_ms"], c="tab:red", lw=1, ls="--", label="budget")
-    axes.legend(frameon=False)
-    return figure
 
+    @property
+    def budget_ms(self) -> float:
+        """The bound on latency in ms."""
+        return self.bounds[LATENCY]
 
-FRONT_FILES = ("front.json", "front.png", "front.html")
+    def to_json(self) -> str:
+        """The report as JSON, in which NaN and infinity are null."""
+        values = dataclasses.asdict(self)
+        plain = json.loads(json.dumps(values, default=float), parse_constant=lambda _: None)
+        return json.dumps(plain, indent=1) + "\n"
 
+    def as_measured(self) -> Measured:
+        """What the metadata of the exported files state."""
+        return Measured.of(json.loads(self.to_json()))
 
-def write_fronts(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """front.json and front.png of the networks for several budgets or devices: of each device those that no other one
-    of it beats, in latency and in the figure of the held-out part by which they were chosen; fastest first. front.html
-    shows both, and leads to the pages of all networks."""
-    fronts: dict[str, list[dict[str, Any]]] = {}
-    for name, report in reports.items():
-        row = {"network": name, "budget_ms": report["budget_ms"], "latency_ms": report["confirmed_ms"]}
-        row |= {part: report[part] for part in ("select", "report", "test")} | {"config": report["config"]}
-        fronts.setdefault(report["device"]["name"], []).append(row)
-    figure_of = next(iter(reports.values()))["figure"]
-    sign = 1 if figure_of == "accuracy" else -1
-    for device, rows in fronts.items():
-        best, kept = -math.inf, []
-        for row in sorted(rows, key=lambda row: (row["latency_ms"], -sign * row["select"][figure_of])):
-            if sign * row["select"][figure_of] > best:
-                best = sign * row["select"][figure_of]
-                kept.append(row)
-        fronts[device] = kept
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="latency (ms)", ylabel=f"{figure_of}, held-out, which chose nothing", xscale="log")
-    for device, rows in fronts.items():
-        x, y = [row["latency_ms"] for row in rows], [row["report"][figure_of] for row in rows]
-        axes.plot(x, y, marker="o", ms=4, lw=1, label=device)
-    axes.legend(frameon=False)
-    best = {row["network"] for rows in fronts.values() for row in rows}
-    table_rows = [
-        (
-            f'<a href="{html.escape(quote(name))}/report.html">{html.escape(name)}</a>',
-            f"{report['confirmed_ms']:.3f} ms of {report['budget_ms']:g}",
-            *(f"{report[part][figure_of]:.4f}" for part in ("select", "report", "test")),
-            "" if name in best else "another one is as fast and as good",
+    def verdict(self) -> str:
+        """The result in one line."""
+        values = [f"{self.metrics[split][self.metric]:.4f} ({split})" for split in self.metrics]
+        return (
+            f"budget {self.budget_ms:.3f} ms: predicted {self.predicted_latency_ms:.3f} ms, measured"
+            f" {self.latency_ms:.3f} ms; {self.metric} of the exported file {', '.join(values)}"
         )
-        for name, report in reports.items()
-    ]
-    heads = ("network", "measured again", f"held-out {figure_of}, which chose", "which chose nothing", "test set", "")
-    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in heads)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in table_rows]
-    body = f"<section>{svg(figure)}</section>\n<table>{''.join(lines)}</table>"
-    page = PAGE.format(title=html.escape(f"{len(reports)} networks of a supernet"), body=body)
-    text = json.dumps(fronts, indent=1, default=float) + "\n"
-    write_atomically(folder / FRONT_FILES[0], lambda path: path.write_text(text))
-    write_atomically(folder / FRONT_FILES[1], lambda path: figure.savefig(path, dpi=120, format="png"))
-    write_atomically(folder / FRONT_FILES[2], lambda path: path.write_text(page, encoding="utf-8"))
 
 
-def draw_predictions(report: Mapping[str, Any]) -> Figure:
-    """Latency and the figure of the finalists, as measured against as predicted."""
-    name, figure = report["figure"], Figure(figsize=(7, 3.2), layout="constrained")
-    pairs = (("predicted_latency_ms", "latency_ms", "latency (ms)"), (f"predicted_{name}", name, name))
-    for place, (predicted, measured, what) in enumerate(pairs, 1):
-        axes = figure.add_subplot(1, 2, place, xlabel=f"{what}, predicted", ylabel=f"{what}, measured")
-        x, y = ([final[key] for final in report["finalists"]] for key in (predicted, measured))
-        axes.scatter(x, y, s=22)
-        axes.axline((min(x + y), min(x + y)), slope=1, c="0.8", lw=0.8, zorder=0)
-    return figure
+def find_rivals(lab: Lab, quality: Quality, constraints: Constraints, items: Mapping[str, np.ndarray]) -> list[Rival]:
+    """The largest network, and the best random network within the bounds; compared with the test `items`."""
+    from recipes.lab.splits import TEST
+
+    metric, rivals = quality.metric, []
+    ends = lab.space.encode([lab.space.largest()])
+    candidates = [("largest network", ends[0], finite(constraints.samples.ends_ms[1]), True)]
+    X = quality.X[: quality.n_random]
+    within = np.flatnonzero(constraints.within(X, cautious=False))
+    if len(within):
+        best = X[max(within, key=lambda i: metric.sign * quality.metrics[metric.name][i])]
+        ms = float(constraints.latency.predict(best[None])[0])
+        candidates.append(("best random network within the bounds", best, ms, False))
+    for name, row, ms, measured in candidates:
+        (config,) = lab.space.decode(row[None])
+        its = lab.evaluator.torch_items(config, TEST)
+        difference, error = compare(items, its, metric.name)
+        costs = {unit: int(values[0]) for unit, values in lab.supernet.costs(row[None]).items()}
+        low, high = difference - Z * error, difference + Z * error
+        rivals.append(
+            Rival(name, dataclasses.asdict(config), ms, measured, **costs, metrics=means(its), difference=difference,
+                  low=low, high=high)
+        )  # fmt: skip
+    return rivals
 
 
-def draw_network(space: SearchSpace, config: Any) -> Figure:
-    """The blocks of a network, a row for each stage or side, with what was chosen for each; absent ones are empty."""
-    gates = [choice for choice in space.choices if any(other.gate == choice.name for other in space.choices)]
-    rows = [(gate, place) for gate in gates for place in itertools.product(*map(range, gate.shape))]
-    columns = max(max(gate.values) for gate in gates)
-    lines = max(sum(choice.gate == gate.name for choice in space.choices) for gate in gates)
-    figure = Figure(figsize=(1.2 + 1.6 * columns, 0.4 + (0.3 + 0.16 * lines) * len(rows)), layout="constrained")
-    axes = figure.add_subplot(xlim=(-0.05, columns), ylim=(len(rows), -0.05))
-    axes.set_axis_off()
-    for y, (gate, place) in enumerate(rows):
-        label = " ".join([gate.name.removesuffix("_layer_num"), *(str(i + 1) for i in place)])
-        axes.text(-0.05, y + 0.42, label, ha="right", va="center", fontsize=8, weight="bold")
-        for x in range(max(gate.values)):
-            there = x < at(getattr(config, gate.name), place)
-            style = {"facecolor": "#dce9f5", "edgecolor": "#4878a8"} if there else {"fill": False, "edgecolor": "0.85"}
-            axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.84, lw=0.8, **style))
-            if there:
-                told = [
-                    f"{choice.name.removeprefix(gate.name.partition('_')[0] + '_').replace('_', ' ')}"
-                    f" {at(getattr(config, choice.name), (*place, x))}"
-                    for choice in space.choices
-                    if choice.gate == gate.name
-                ]
-                axes.text(x + 0.5, y + 0.46, "\n".join(told), ha="center", va="center", fontsize=6.5)
-    return figure
+def describe(one: Deployed, metric: str) -> dict[str, Any]:
+    """A finalist in a report."""
+    return {
+        "config": dataclasses.asdict(one.config),
+        "found_for_ms": one.found_for,
+        "latency_ms": one.measured[LATENCY][0],
+        "confirmed_latency_ms": one.measured[LATENCY][-1] if one.confirmed else None,
+        "measured": {name: list(values) for name, values in one.measured.items()},
+        "predicted_latency_ms": one.predicted[LATENCY],
+        f"predicted_{metric}": one.predicted[metric],
+        "metrics": one.metrics,
+        "file_metrics": one.file_metrics or None,
+    }
 
 
-def at(values: Any, place: tuple[int, ...]) -> Any:
-    """The value of a nested tuple at a place."""
-    for i in place:
-        values = values[i]
-    return values
+def finite(ms: float) -> float | None:
+    """A latency; None for a network that failed."""
+    return ms if math.isfinite(ms) else None
 
 
-def ungated(space: SearchSpace, config: Any) -> dict[str, str]:
-    """The choices of a network that are of all its blocks."""
-    return {c.name.replace("_", " "): str(getattr(config, c.name)) for c in space.choices if c.gate is None}
+def this_command() -> str | None:
+    """The command line of this process, if it is the command `supernet`."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["supernet", *sys.argv[1:]]) if name == "supernet" else None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a target that is no target, as in torch
+from supernet.values import IGNORE
 
 
 def label_loss(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from supernet.distillation import IGNORE
-from supernet.model import Supernet
+from supernet.values import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from supernet.model import Supernet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ def is_right(logits: Tensor, target: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """The cross entropy of each target, in nats; 0 where the target is ignored."""
+    import torch.nn.functional as F
+
     losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=IGNORE, reduction="none")
     return losses.reshape(target.shape)
 
@@ -68,11 +72,12 @@ def evaluate_network(
 
     `metrics` is `METRICS` if left out. ValueError if all targets are ignored.
     """
+    import torch
+
     network.eval().to(memory_format=torch.channels_last)
     return means(evaluate_items(lambda inputs: network(*network.prepare(inputs)), batches, ignore_index, metrics))
 
 
-@torch.no_grad()
 def evaluate_items(
     forward: Callable[[Sequence[Tensor]], Tensor],
     batches: Iterable,
@@ -84,12 +89,15 @@ def evaluate_items(
     {metric: (n,), "counted": (n,)} over batches `(*inputs, target)`; `forward` gives the logits (B, ..., classes) of
     the inputs. Targets equal to `ignore_index` do not count. ValueError if all targets are ignored.
     """
+    import torch
+
     metrics = METRICS if metrics is None else metrics
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*metrics, "counted")}
     for *inputs, target in batches:
-        logits, counts = forward(inputs).float(), target != ignore_index
-        target = torch.where(counts, target, IGNORE)
-        values = {name: metric.of_targets(logits, target) * counts for name, metric in metrics.items()}
+        with torch.no_grad():
+            logits, counts = forward(inputs).float(), target != ignore_index
+            target = torch.where(counts, target, IGNORE)
+            values = {name: metric.of_targets(logits, target) * counts for name, metric in metrics.items()}
         for name, of_targets in (values | {"counted": counts}).items():
             parts[name].append(of_targets.reshape(len(target), -1).double().sum(1).cpu().numpy())
     items = {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}

@@ -26,7 +26,7 @@ Z = 1.959963984540054  # of a two-sided 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class MeasuredMetric:
     """A metric of a network on a split of its data, with its 95 % interval from `low` to `high`; None of one sentence.
 
     `n` counts the items (images, sentences), `targets` what the mean is over (images, tokens). `runtime` and
@@ -45,7 +45,7 @@ class Metric:
     precision: str | None = None
 
     @classmethod
-    def of(cls, items: Mapping[str, np.ndarray], name: str, split: str, **computed: str) -> Metric:
+    def of(cls, items: Mapping[str, np.ndarray], name: str, split: str, **computed: str) -> MeasuredMetric:
         """The metric `name` of items as `supernet.evaluation.evaluate_items` gives them.
 
         Wilson's interval for a fraction of items, each right or wrong; else the normal one, of a mean over targets
@@ -94,17 +94,19 @@ class Latency:
 class Measured:
     """What was measured of a network; None where nothing was."""
 
-    metric: Metric | None = None
+    metric: MeasuredMetric | None = None
     latency: Latency | None = None
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Measured:
         """What a report.json of `specialize` says; what an older report lacks is None."""
-        device, metric = report.get("device") or {}, report.get("metric")
+        device = report.get("device") or {}
+        names = ("latency_ms", "measured_metric") if "version" in report else ("confirmed_ms", "metric")
+        ms, metric = map(report.get, names)
         latency = None
-        if "confirmed_ms" in report and device:
+        if ms is not None and device:
             latency = Latency(
-                ms=report["confirmed_ms"],
+                ms=ms,
                 statistic=device["statistic"],
                 batch=device["batch"],
                 device=device["name"],
@@ -115,7 +117,7 @@ class Measured:
                 precision=device["precision"],
                 timed=report.get("timed") or {},
             )
-        return cls(Metric(**metric) if metric else None, latency)
+        return cls(MeasuredMetric(**metric) if metric else None, latency)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Supernet(nn.Module, ABC):
     config_class: type
     input_choices: tuple[str, ...] = ()
     """The choices that change the input (resolution) rather than the network: one value a step, for all its subnets."""
-    figure: str = "accuracy"
-    """The held-out figure that networks are chosen by: accuracy or loss."""
+    metric: str = "accuracy"
+    """The metric that networks are chosen by, an entry of `supernet.evaluation.METRICS`."""
     files_form: tuple[str, ...] = ()
     """What tells apart the files that are written of the same network in different forms, which take other times."""
 

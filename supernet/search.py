@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 import math
@@ -51,24 +50,6 @@ class SearchResult:
     def score(self) -> float:
         """The best score."""
         return float(self.scores[0])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ParetoFront:
-    """The rows that no row seen beats in score at no more cost: X (n, genes), scores (n,), costs (n,), cheapest first.
-
-    Scores and costs both increase strictly. `evaluations` is the number of rows that were scored.
-    """
-
-    space: SearchSpace
-    X: np.ndarray
-    scores: np.ndarray
-    costs: np.ndarray
-    evaluations: int
-
-    @property
-    def configs(self) -> list[Any]:
-        return self.space.decode(self.X)
 
 
 def evolutionary_search(
@@ -124,80 +105,42 @@ def evolutionary_search(
         history.append(archive.best)
         if progress is not None:
             progress(generation, archive.best)
-    rows = archive.rows()
-    rows = rows.at(np.argsort(-rows.scores, kind="stable"))
-    return SearchResult(space, rows.X, rows.scores, rows.costs, np.array(history))
+    return _result(space, archive, history)
 
 
-def pareto_search(
+def random_search(
     space: SearchSpace,
     score: Function,
-    cost: Function,
     constraints: Sequence[Constraint] = (),
     *,
     population: int = 100,
-    generations: int = 200,
-    mutation_share: float = 0.5,
-    mutation_probability: float = 0.1,
+    generations: int = 500,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> ParetoFront:
-    """The rows that trade score (higher is better) against cost (lower is better), within the constraints.
+) -> SearchResult:
+    """Uniform random rows within the bounds: the baseline of a search, with the same number of rows scored.
 
-    NSGA-II (Deb et al. 2002): parents are chosen by tournament, and of parents and children those on the better
-    fronts survive, on one front those in less crowded places. No row is scored twice, and the front is that of all
-    rows scored. `progress(generation, rows scored)` is called after each; the rest is as in `evolutionary_search`.
+    The arguments, errors and result are those of `evolutionary_search`.
     """
     population, generations = _check_sizes(population, generations)
-    propose = _Proposals(space, population, mutation_share, mutation_probability, seed)
-    archive = _Archive(space, score, [(read_function("cost", cost), math.inf), *read_constraints(constraints)])
-
-    rows = _first(archive, propose)
-    for generation in range(1, generations + 1):
-        rank = fronts(rows.scores, rows.costs[:, 0])
-        rows = rows.at(np.lexsort((-crowding(rows.scores, rows.costs[:, 0], rank), rank))[:population])
-        new = archive.take(functools.partial(propose.children, rows.X, tournament=True), population)
-        if not len(new.X):
+    propose = _Proposals(space, population, 0.5, 0.1, seed)
+    archive = _Archive(space, score, read_constraints(constraints))
+    _first(archive, propose)
+    history = [archive.best]
+    for _ in range(generations):
+        if not len(archive.take(propose.sample, population).X):
             break
-        rows = rows.join(new)
-        if progress is not None:
-            progress(generation, archive.scored)
+        history.append(archive.best)
+    return _result(space, archive, history)
+
+
+SEARCHES: dict[str, Callable[..., SearchResult]] = {"evolutionary": evolutionary_search, "random": random_search}
+
+
+def _result(space: SearchSpace, archive: _Archive, history: Sequence[float]) -> SearchResult:
+    """All rows that were scored, best first."""
     rows = archive.rows()
-    order = np.lexsort((-rows.scores, rows.costs[:, 0]))
-    scores = rows.scores[order]
-    better = scores > np.maximum.accumulate(np.concatenate([[-math.inf], scores[:-1]]))
-    rows = rows.at(order[better])
-    return ParetoFront(space, rows.X, rows.scores, rows.costs[:, 0], archive.scored)
-
-
-def fronts(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """The front (n,) that each of n points is on: 0 if no point beats it, 1 if only points of front 0 do, and so on.
-
-    O(n log n): in order of cost, a point joins the first front whose best score so far is lower than its own.
-    """
-    rank = np.empty(len(scores), dtype=int)
-    best: list[float] = []  # of each front, negated: increasing
-    previous = None
-    for i in np.lexsort((-scores, costs)).tolist():
-        point = (scores[i], costs[i])
-        if point != previous:
-            front = bisect.bisect_right(best, -point[0])
-            best[front : front + 1] = [-point[0]]
-            previous = point
-        rank[i] = front
-    return rank
-
-
-def crowding(scores: np.ndarray, costs: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """The distance (n,) between a point's two neighbours on its front, in shares of both ranges; inf at the ends."""
-    order = np.lexsort((scores, costs, rank))
-    distance = np.full(len(order), math.inf)
-    inner = np.flatnonzero(rank[order][2:] == rank[order][:-2]) + 1
-    distance[order[inner]] = sum(
-        np.abs(values[order[inner + 1]] - values[order[inner - 1]]) / (np.ptp(values) or 1.0)
-        for values in (scores, costs)
-    )
-    return distance
+    rows = rows.at(np.argsort(-rows.scores, kind="stable"))
+    return SearchResult(space, rows.X, rows.scores, rows.costs, np.array(history))
 
 
 class _Rows(NamedTuple):
@@ -259,9 +202,9 @@ class _Proposals:
     def sample(self, n: int, attempt: int) -> np.ndarray:
         return self.space.sample(n, self.rng)
 
-    def children(self, pool: np.ndarray, n: int, attempt: int, tournament: bool = False) -> np.ndarray:
+    def children(self, pool: np.ndarray, n: int, attempt: int) -> np.ndarray:
         """Mutants and crossings of the pool's rows, which stand best first; each attempt mutates twice as much."""
-        picks = self.rng.integers(len(pool), size=(3 if tournament else 1, 2, n)).min(axis=0)
+        picks = self.rng.integers(len(pool), size=(2, n))
         mutants = round(n * self.mutation_share)
         rate = self.mutation_probability * 2.0**attempt
         first, second = pool[picks[0]], pool[picks[1, mutants:]]

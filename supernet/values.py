@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+IGNORE = -100  # a target that does not count, as in torch
+
 
 def unwrapped(value: Any) -> Any:
     """A NumPy scalar, or an array or tensor without axes, as the Python value in it; anything else as it is."""

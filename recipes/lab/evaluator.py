@@ -15,8 +15,9 @@ from predictors.engines import open_engine
 from predictors.ledger import Ledger
 from predictors.store import Store, digest
 from predictors.timer import Timer
+from recipes.lab import RELEASE
 from recipes.lab.files import Files, Maker
-from recipes.lab.keys import RELEASE, batch_digests, data_digest, network_key
+from recipes.lab.keys import batch_digests, data_digest, network_key
 from recipes.lab.splits import SELECTION, batches_of
 from recipes.lab.workers import Sharing
 from supernet.evaluation import METRICS, evaluate_items

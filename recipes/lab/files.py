@@ -18,7 +18,8 @@ from predictors.ledger import Ledger
 from predictors.runtimes import RUNTIMES
 from predictors.store import digest
 from predictors.timer import Target
-from recipes.lab.keys import PROXY, RELEASE, batch_digests, code_id, network_key, state_digest
+from recipes.lab import PROXY, RELEASE
+from recipes.lab.keys import batch_digests, code_id, network_key, state_digest
 from recipes.lab.workers import Sharing
 from supernet.atomic import write_folder
 from supernet.evaluation import Metric, evaluate_network

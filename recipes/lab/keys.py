@@ -15,7 +15,6 @@ from torch import Tensor
 from predictors.store import digest, network_id
 from supernet.model import Supernet
 
-PROXY, RELEASE = "search", "final"  # a quick export for timing, the delivered file: as stores have named them so far
 LENGTHS = ("source_length", "target_length", "beam")  # of an input_spec: what one timed inference is
 TIMING = (*LENGTHS, "length_penalty")  # of an input_spec: they change no metric
 NAMES = ("dataset", "license", "class_names", "source_language", "target_language")  # nor do these

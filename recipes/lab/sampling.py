@@ -18,13 +18,12 @@ from predictors.accuracy import AccuracyPredictor
 from predictors.latency import LatencyPredictor, d_optimal_order, has_converged, quality
 from predictors.statistics import TOO_NOISY, robust_latencies
 from predictors.timer import Baseline, known_sessions, ratio_interval
+from recipes.lab import PROXY, RELEASE
 from recipes.lab.files import known_writers
-from recipes.lab.keys import PROXY, RELEASE, network_key
+from recipes.lab.keys import network_key
+from recipes.values import FIRST_SAMPLES, FIRST_WITH_TRANSFER, MAX_EVALUATED, MAX_TIMED, MIN_SAMPLES
 from supernet.space import SearchSpace
 
-MIN_SAMPLES = 5  # networks that a predictor is fitted on, at least
-FIRST_SAMPLES, FIRST_WITH_TRANSFER = 20, 10  # before the first look at convergence; with another device's latencies
-MAX_TIMED, MAX_EVALUATED = 60, 200  # at most, unless a number is given
 STEP = 10  # networks that are timed between two looks at convergence
 NEAR = 1.25  # times a bound, up to which evaluated networks teach a predictor about networks within the bound
 PROXY_CHECKS, PROXY_TOLERANCE = 3, 0.02  # networks that proxies are checked on; how much their latency may differ
@@ -52,6 +51,7 @@ class TimedSamples:
         X: (n, genes), networks that ran; the first rows are the smallest and the largest network, if they ran.
         ms: (n,), latencies in ms with drift divided out.
         n: how many networks were timed, failed ones included.
+        failed: how many of them failed.
         ends_ms: latency in ms of the smallest and of the largest network; inf for a network that failed.
         baseline: of all later latencies of this search.
         kind: PROXY or RELEASE, the files that were timed.
@@ -65,6 +65,7 @@ class TimedSamples:
     X: np.ndarray
     ms: np.ndarray
     n: int
+    failed: int
     ends_ms: tuple[float, float]
     baseline: Baseline
     kind: str
@@ -77,6 +78,10 @@ class TimedSamples:
     def predictor(self) -> LatencyPredictor:
         """A latency predictor that is not fitted."""
         return LatencyPredictor(terms=self.terms, sources=list(self.sources.values()))
+
+    def spread_budgets(self, n: int) -> list[float]:
+        """n budgets in ms, evenly spread on a log scale from just above the fastest network to the slowest."""
+        return [float(f"{budget:.4g}") for budget in np.geomspace(1.05 * self.ms.min(), self.ms.max(), n)]
 
     @cached_property
     def quality(self) -> dict[str, Any]:
@@ -121,7 +126,20 @@ def time_samples(
         )
     rows, latencies = at_least_two(X[:n][ran], ms[ran])
     ends = float(ms[0]), float(ms[min(1, n - 1)])  # a space may have one network
-    return TimedSamples(rows, latencies, n, ends, baseline, kind, floor, terms, sources, check, rng.bit_generator.state)
+    return TimedSamples(
+        rows,
+        latencies,
+        n,
+        int((~ran).sum()),
+        ends,
+        baseline,
+        kind,
+        floor,
+        terms,
+        sources,
+        check,
+        rng.bit_generator.state,
+    )
 
 
 def time_until_converged(
@@ -222,11 +240,6 @@ def latency_rows(space: SearchSpace, n: int, rng: np.random.Generator) -> np.nda
     return np.array(unique([*space.encode([space.smallest(), space.largest()]), *space.sample(n - 2, rng)]))
 
 
-def spread_budgets(samples: TimedSamples, n: int) -> list[float]:
-    """n budgets in ms, evenly spread on a log scale from just above the fastest timed network to the slowest."""
-    return [float(f"{budget:.4g}") for budget in np.geomspace(1.05 * samples.ms.min(), samples.ms.max(), n)]
-
-
 def rows_near_bounds(
     lab: Any,
     known: np.ndarray,
@@ -239,8 +252,8 @@ def rows_near_bounds(
     """The rows that metric predictors learn from: both ends of the space, known random networks, and new ones.
 
     Networks within the bounds teach most about the networks that could be chosen; where few are, the nearest ones.
-    `known` rows within `NEAR` times the bounds count among the n. If n is None, rows are added until the cross-validated
-    error of the loss has converged, at most `MAX_EVALUATED`. `found` rows are not drawn again.
+    `known` rows within `NEAR` times the bounds count among the n. If n is None, rows are added until the error of the
+    predicted loss has converged, by cross-validation, at most `MAX_EVALUATED`. `found` rows are not drawn again.
     """
     space = lab.space
     ends, pool = space.encode([space.smallest(), space.largest()]), space.sample(20 * (n or MAX_EVALUATED), rng)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from predictors.engines import end_with_stdin
+from recipes.values import GARBAGE
 
 MOST = 8  # processes
 EACH = 1e9  # bytes that a process needs beside its copy of the state, roughly
 LARGEST = 1e9  # bytes of a state that is copied to other processes
 WORTH = 4.0  # seconds of remaining work from which on starting processes is worth it; they start in about three
-GARBAGE = 100_000  # new objects after which the garbage collector runs: exports and imports make many
 
 
 @dataclasses.dataclass(frozen=True)

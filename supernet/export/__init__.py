@@ -67,12 +67,20 @@ class Request:
 class Format:
     """A format of files.
 
-    `write` names the function "module:function" that writes them: of one part (part, path without suffix, request,
-    feeds, ONNX properties); or, where `families` has the only families that it is for, of a network
-    (network, folder, request). `runtime` loads the files, `suffix` is theirs. `packages` are the distributions that
-    write them; `extra` is ours that installs them. `writers` are the distributions whose versions identify files that
-    are timed, `packages` if left out; `fast`: there is a faster exporter (`Request.fast`). `batches` are the forms of batch size that it takes: "fixed",
-    "dynamic"; without one it takes any. `calibrates` on inputs; `has_opset`: takes an ONNX opset.
+    Args:
+        write: names the function "module:function" that writes the files of one part (part, path without suffix,
+            request, feeds, ONNX properties); or, if `families` is given, of a network (network, folder, request).
+        runtime: loads the files.
+        suffix: of the files.
+        precision: of the network in the files.
+        packages: the distributions that write the files.
+        extra: the extra of this project that installs them.
+        batches: the kinds of batch size that files may be for: "fixed", "dynamic"; none for files that take any.
+        has_opset: whether `Request.opset` applies.
+        calibrates: whether int8 layers take their ranges from data.
+        families: the only families that the format is for; all if left out.
+        writers: the distributions whose versions identify files that are timed; `packages` if left out.
+        fast: whether there is a faster exporter (`Request.fast`).
     """
 
     write: str
