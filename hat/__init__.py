@@ -11,7 +11,7 @@ from supernet.export import Format
 FAMILIES = ("Transformer",)  # the supernets, which saved networks name
 FORMATS = {
     "huggingface": Format(
-        "hat.deploying:export_huggingface", "transformers", packages=("transformers",), families=("Transformer",)
+        "hat.huggingface:export_huggingface", "transformers", packages=("transformers",), families=("Transformer",)
     ),
 }
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hat import translate
 from hat.layers import EOS, PAD, UNK
-from supernet.export import Request
 from supernet.metadata import Exported, Use
 
 if TYPE_CHECKING:
     import torch
 
     from hat.modeling_hat import HatConfig, HatForConditionalGeneration
-    from hat.transformer import Transformer
+    from supernet.model import Supernet
 
 SEARCH = {"beam": 4, "length_penalty": 0.6}  # HAT's for WMT, where the data say nothing
 
 
-def translation_use(network: Transformer) -> Use:
+def translation_use(network: Supernet) -> Use:
     """The languages, the tokens and the search; translate.py and the tokenizer are written beside the files."""
     tokenizer = network.input_spec.get("tokenizer")
     files = {"translate.py": inspect.getsource(translate)} | ({"tokenizer.json": tokenizer} if tokenizer else {})
@@ -47,7 +45,7 @@ translator = Translator(folder)
     return Use("translation", "Translation network", facts(network), snippet, packages, files, RUNNING, languages)
 
 
-def languages_of(network: Transformer) -> dict[str, str | None]:
+def languages_of(network: Supernet) -> dict[str, str | None]:
     """The source and the target language: their codes where the data know them, else as the data call them."""
     spec = network.input_spec
     return {side: spec.get(f"{side}_language") or spec.get(side) for side in ("source", "target")}
@@ -80,7 +78,7 @@ step this is the start token. Its output `new_X` is its input `X` at the next st
 that were kept. run.json states the shapes of these inputs before the first step."""
 
 
-def facts(network: Transformer) -> dict[str, Any]:
+def facts(network: Supernet) -> dict[str, Any]:
     """What metadata.json says of a translation network."""
     spec, arguments = network.input_spec, network.arguments
     return {
@@ -99,7 +97,7 @@ def facts(network: Transformer) -> dict[str, Any]:
 # ------------------------------------------------ as a transformers model
 
 
-def card_use(subnet: Transformer, model: HatForConditionalGeneration, tokenizer: bool) -> Use:
+def card_use(subnet: Supernet, model: HatForConditionalGeneration, tokenizer: bool) -> Use:
     """How the folder is used, for its README.md and metadata.json."""
     config, generation = model.config, model.generation_config
     load = "AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)"
@@ -143,12 +141,3 @@ def exported_as(config: HatConfig, dtype: torch.dtype) -> Exported:
     return Exported(
         "huggingface", "transformers", precision, (file,), {file: tokens}, {file: logits}, programs=programs
     )
-
-
-def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> Path:
-    """`save_huggingface` as an entry of the table of formats, with the tokenizer that the network was trained with."""
-    from hat.data import read_tokenizer
-    from hat.huggingface import save_huggingface
-
-    tokenizer = read_tokenizer(subnet.input_spec) if "tokenizer" in subnet.input_spec else None
-    return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)

@@ -28,6 +28,7 @@ from hat.translation import compare_bleu as compare_bleu
 from hat.translation import compare_chrf as compare_chrf
 from hat.translation import translate as translate
 from supernet.atomic import write_folder
+from supernet.export import Request
 from supernet.metadata import CARD_FILES, Measured, write_card
 from supernet.saving import build, describe
 
@@ -219,3 +220,11 @@ def check_tokenizer(tokenizer: Any, config: HatConfig) -> None:
 def model_of(tokenizer: Tokenizer) -> Any:
     """What says which text each id is of."""
     return json.loads(tokenizer.to_str())["model"]
+
+
+def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> Path:
+    """`save_huggingface` as an entry of the table of formats, with the tokenizer that the network was trained with."""
+    from hat.data import read_tokenizer
+
+    tokenizer = read_tokenizer(subnet.input_spec) if "tokenizer" in subnet.input_spec else None
+    return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)

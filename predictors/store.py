@@ -49,7 +49,7 @@ TABLES = {
     ),  # of each image or sentence
     "search": Table(("search_id",), {"found": "JSON"}),  # the rows that a search found, by all that decides them
     # Metrics other than accuracy and loss: of a network, and of each image or sentence.
-    "metric": Table(("network_id", "weights_id", "data_id", "metric"), {"value": "REAL"}),
+    "metric": Table(("network_id", "weights_id", "data_id", "metric"), {"mean": "REAL"}),
     "metric_items": Table(("network_id", "weights_id", "data_id", "metric"), {"of_items": "JSON"}),
 }
 ADDED = {9: ("search",), 10: ("metric", "metric_items")}  # tables, by the version of the store that added them

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.lab import PROXY, RELEASE
-from recipes.values import MIN_SAMPLES
+from recipes.values import MIN_SAMPLES, PROXY, RELEASE
 from supernet.values import real
 
 if TYPE_CHECKING:

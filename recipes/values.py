@@ -12,6 +12,10 @@ import numpy as np
 
 from supernet.values import integer
 
+# The two forms of a network's files, by the names that stores of measurements have for them.
+PROXY = "search"  # a quick export that is only timed
+RELEASE = "final"  # the delivered file
+
 GARBAGE = 100_000  # new objects after which the garbage collector runs: exports and imports make many
 MIN_SAMPLES = 5  # networks that a predictor is fitted on, at least
 FIRST_SAMPLES, FIRST_WITH_TRANSFER = 20, 10  # before the first look at convergence; with another device's latencies

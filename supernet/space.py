@@ -173,7 +173,7 @@ class SearchSpace:
 
         `rng` is a generator, or a seed.
         """
-        return self._zero_absent(self._draw(integer("n", n, 0), generator(rng)))
+        return self._zero_absent(_draw(self, integer("n", n, 0), generator(rng)))
 
     def config(self, **values: Nested) -> Any:
         """A config from values that may be scalars (used for all genes of the choice); the largest elsewhere."""
@@ -284,7 +284,7 @@ class SearchSpace:
         """X as float64 if every row is a point of this space, else ValueError naming gene, value and choices."""
         X = self.matrix(X)
         for choice in self.choices:
-            self._check_values(X, choice)
+            _check_values(self, X, choice)
         return X
 
     def restrict(self, **values: Any) -> SearchSpace:
@@ -307,7 +307,7 @@ class SearchSpace:
     def mutate(self, X: np.ndarray, rng: np.random.Generator | int, probability: float = 0.1) -> np.ndarray:
         """Rows of X with every gene redrawn with this probability; a gene that becomes active is redrawn."""
         X, rng = self.matrix(X), generator(rng)
-        drawn = self._draw(len(X), rng)
+        drawn = _draw(self, len(X), rng)
         return self._zero_absent(np.where((rng.random(X.shape) < probability) | (X == 0), drawn, X))
 
     def crossover(self, X: np.ndarray, Y: np.ndarray, rng: np.random.Generator | int) -> np.ndarray:
@@ -316,7 +316,7 @@ class SearchSpace:
         child = np.where(rng.random(X.shape) < 0.5, X, Y)
         absent = child == 0
         if absent.any():
-            child = np.where(absent, self._draw(len(X), rng), child)
+            child = np.where(absent, _draw(self, len(X), rng), child)
         return self._zero_absent(child)
 
     def neighbours(self, row: np.ndarray, rng: np.random.Generator | int) -> np.ndarray:
@@ -327,7 +327,7 @@ class SearchSpace:
         value = np.concatenate([table[g, :count] for g, count in enumerate(counts)])
         changes = (row[gene] != value) & (row[gene] != 0)
         gene, value = gene[changes], value[changes]
-        X = np.where(row == 0, self._draw(len(gene), rng), row)
+        X = np.where(row == 0, _draw(self, len(gene), rng), row)
         X[np.arange(len(gene)), gene] = value
         return self._zero_absent(X)
 
@@ -342,29 +342,33 @@ class SearchSpace:
 
     # ---- parts
 
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        table, counts = self._values
-        picks = (rng.random((n, self.width)) * counts).astype(int)
-        return table[np.arange(self.width), picks]
-
     def _zero_absent(self, X: np.ndarray) -> np.ndarray:
         gene, gate, layer = self._gating
         X[:, gene] *= X[:, gate] > layer
         return X
 
-    def _check_values(self, X: np.ndarray, choice: Choice) -> None:
-        genes = X[:, self.columns[choice.name]]
-        allowed = np.isin(genes, choice.values)
-        if choice.gate is not None:
-            gene, gate, layer = self._gating
-            mine = (gene >= self.columns[choice.name].start) & (gene < self.columns[choice.name].stop)
-            allowed = np.where(X[:, gate[mine]] > layer[mine], allowed, genes == 0)
-        if not allowed.all():
-            row, column = np.argwhere(~allowed)[0]
-            name, value = self.names[self.columns[choice.name].start + column], genes[row, column]
-            if choice.gate is not None and value != 0 and value in choice.values:
-                raise ValueError(f"{name} = {value:g}, but that layer is beyond the active {choice.gate}")
-            raise ValueError(f"{name} = {value:g} is not one of {choice.values}")
+
+def _draw(space: SearchSpace, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniform random genes (n, genes), also of layers beyond the depth."""
+    table, counts = space._values
+    picks = (rng.random((n, space.width)) * counts).astype(int)
+    return table[np.arange(space.width), picks]
+
+
+def _check_values(space: SearchSpace, X: np.ndarray, choice: Choice) -> None:
+    """Raise ValueError where a gene of a choice is not one of its values, or is set beyond the active depth."""
+    genes = X[:, space.columns[choice.name]]
+    allowed = np.isin(genes, choice.values)
+    if choice.gate is not None:
+        gene, gate, layer = space._gating
+        mine = (gene >= space.columns[choice.name].start) & (gene < space.columns[choice.name].stop)
+        allowed = np.where(X[:, gate[mine]] > layer[mine], allowed, genes == 0)
+    if not allowed.all():
+        row, column = np.argwhere(~allowed)[0]
+        name, value = space.names[space.columns[choice.name].start + column], genes[row, column]
+        if choice.gate is not None and value != 0 and value in choice.values:
+            raise ValueError(f"{name} = {value:g}, but that layer is beyond the active {choice.gate}")
+        raise ValueError(f"{name} = {value:g} is not one of {choice.values}")
 
 
 def _flatten(

@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recipes.lab.lab import Lab
 
-# The two forms of a network's files, by the names that stores of measurements have for them.
-PROXY = "search"  # a quick export that is only timed
-RELEASE = "final"  # the delivered file
-
 
 def open_lab(*arguments: Any, **options: Any) -> AbstractContextManager[Lab]:
     """See `recipes.lab.lab.open_lab`, which imports torch."""

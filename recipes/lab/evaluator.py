@@ -15,11 +15,11 @@ from predictors.engines import open_engine
 from predictors.ledger import Ledger
 from predictors.store import Store, digest
 from predictors.timer import Timer
-from recipes.lab import RELEASE
 from recipes.lab.files import Files, Maker
 from recipes.lab.keys import batch_digests, data_digest, network_key
 from recipes.lab.splits import SELECTION, batches_of
 from recipes.lab.workers import Sharing
+from recipes.values import RELEASE
 from supernet.evaluation import METRICS, evaluate_items
 from supernet.model import Supernet
 from supernet.progress import progress
@@ -74,7 +74,7 @@ class Evaluator:
         for name in METRICS.keys() - set(STORED):
             found = self._store.get("metric", [(*key, name) for key in known])
             known = {
-                key: metrics | {name: found[*key, name][-1]["value"]}
+                key: metrics | {name: found[*key, name][-1]["mean"]}
                 for key, metrics in known.items()
                 if (*key, name) in found
             }
@@ -83,7 +83,7 @@ class Evaluator:
     def _remember(self, key: tuple[str, str, str], metrics: Mapping[str, float]) -> None:
         if self._store.missing("accuracy", [key]):
             self._store.add("accuracy", key, {name: metrics[name] for name in STORED})
-        others = [((*key, name), {"value": value}) for name, value in metrics.items() if name not in STORED]
+        others = [((*key, name), {"mean": value}) for name, value in metrics.items() if name not in STORED]
         missing = set(self._store.missing("metric", [other for other, _ in others]))
         self._store.extend("metric", [other for other in others if other[0] in missing])
 

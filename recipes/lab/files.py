@@ -18,9 +18,9 @@ from predictors.ledger import Ledger
 from predictors.runtimes import RUNTIMES
 from predictors.store import digest
 from predictors.timer import Target
-from recipes.lab import PROXY, RELEASE
 from recipes.lab.keys import batch_digests, code_id, network_key, state_digest
 from recipes.lab.workers import Sharing
+from recipes.values import PROXY, RELEASE
 from supernet.atomic import write_folder
 from supernet.evaluation import Metric, evaluate_network
 from supernet.export import DYNAMIC, Request, known_formats

@@ -19,7 +19,6 @@ from predictors.engines import ENGINES, NetworkError, peak_memory
 from predictors.ledger import Ledger
 from predictors.store import Store, digest
 from predictors.timer import Baseline, Target, Timer
-from recipes.lab import PROXY
 from recipes.lab.evaluator import Evaluator
 from recipes.lab.files import Files, Maker
 from recipes.lab.keys import code_digests, family_modules
@@ -27,6 +26,7 @@ from recipes.lab.sampling import TimedSamples, time_samples
 from recipes.lab.splits import SELECTION, batches_of, joined, within_bytes
 from recipes.lab.workers import LARGEST, Sharing
 from recipes.saved import LOADERS, import_families, make_data, read_section
+from recipes.values import PROXY
 from supernet.evaluation import METRICS
 from supernet.model import Supernet
 from supernet.progress import progress
