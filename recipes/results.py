@@ -29,7 +29,7 @@ def write_result(lab: Lab, report: Report, folder: str | Path) -> Report:
     """
     from recipes.lab.files import write_device_card
     from recipes.page import draw_front, write_page
-    from supernet.saving import write_network
+    from supernet.saving import WEIGHTS, write_network
 
     folder, written = Path(folder), []
     config = lab.space.as_config(report.config)
@@ -43,7 +43,8 @@ def write_result(lab: Lab, report: Report, folder: str | Path) -> Report:
             write_device_card(subnet, lab.device, temporary, report.as_measured(), folder.name)
             measured = dict(report.measured)
             if "file_mb" in measured:  # without the room for metadata that was reckoned with
-                measured["file_mb"] = [sum((temporary / file.name).stat().st_size for file in delivered) / 1e6]
+                names = [file.name for file in delivered] or [WEIGHTS]
+            measured["file_mb"] = [sum((temporary / name).stat().st_size for name in names) / 1e6]
             files = {path.name for path in temporary.iterdir()} | {REPORT, PAGE, FRONT}
             final = dataclasses.replace(report, measured=measured, files=tuple(sorted(files)))
             (temporary / REPORT).write_text(final.to_json())

@@ -2,8 +2,7 @@
 
 The idea of the product is `find_network`. From Python, with parts of one's own:
 
-    from recipes.lab import open_lab
-    from recipes.specialize import Bounds, Effort, Memory, find_network, write_result
+        from recipes.specialize import Bounds, Effort, Memory, find_network, write_result
 
     with open_lab("runs/digits/supernet", "onnxruntime") as lab:
         report = find_network(lab, Bounds(latency_ms=0.25, file_mb=1.0), Effort(finalists=4), Memory())
@@ -14,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+import recipes.lab as labs
 from recipes.choosing import choose, distinct, none_met, shortlist
 from recipes.constraints import LATENCY, Bounds, Constraints, Deployed, constrain
-from recipes.lab import open_lab
 from recipes.quality import RANKED_BY, Effort, Memory, Quality
 from recipes.report import Report
 from recipes.results import FRONT_FILES, result_files, write_fronts, write_result
@@ -30,15 +29,12 @@ from supernet.evaluation import find_metric
 from supernet.search import SEARCHES, InfeasibleError
 from supernet.values import integer
 
-if TYPE_CHECKING:
-    from recipes.lab.lab import Lab
-
 ROUNDS = 5  # of search, export and measuring
 SEARCHES_PER_ROUND = 3  # at most, each with a predictor that has learned what the one before found
 FAILURES = (ValueError, RuntimeError, OSError, ImportError)  # of one budget or device: the others are still tried
 
 
-def find_network(lab: Lab, bounds: Bounds, effort: Effort, memory: Memory) -> Report:
+def find_network(lab: labs.Lab, bounds: Bounds, effort: Effort, memory: Memory) -> Report:
     """Search with predictors, measure the best networks as exported files, correct the predictors; repeat.
 
     It ends when no network that seems to meet the bounds seems better than the best one that was measured to meet
@@ -81,7 +77,7 @@ def find_network(lab: Lab, bounds: Bounds, effort: Effort, memory: Memory) -> Re
     return Report.of(lab, best, bounds, quality, constraints, list(deployed.values()))
 
 
-def explore(lab: Lab, bounds: Bounds, effort: Effort, memory: Memory) -> None:
+def explore(lab: labs.Lab, bounds: Bounds, effort: Effort, memory: Memory) -> None:
     """Search once, and leave the evaluated networks to the memory; no file is delivered or timed."""
     constraints = constrain(lab, bounds, effort.latency_samples, effort.seed)
     quality = Quality(lab, constraints, effort, memory)
@@ -91,7 +87,7 @@ def explore(lab: Lab, bounds: Bounds, effort: Effort, memory: Memory) -> None:
 
 
 def search(
-    lab: Lab,
+    lab: labs.Lab,
     constraints: Constraints,
     quality: Quality,
     effort: Effort,
@@ -126,7 +122,7 @@ def search(
 
 
 def deploy(
-    lab: Lab, quality: Quality, chosen: list[int], constraints: Constraints, bounds: Mapping[str, float]
+    lab: labs.Lab, quality: Quality, chosen: list[int], constraints: Constraints, bounds: Mapping[str, float]
 ) -> Iterator[Deployed]:
     """Export the chosen rows of the evaluated networks, and measure their files; yields each when it is measured."""
     X = quality.X[chosen]
@@ -259,7 +255,7 @@ def specialize(
         remove_leftovers(folder)  # of a process that was killed
         if not several:
             (given,) = devices.values()
-            with open_lab(supernet, given, **options) as lab:
+            with labs.open_lab(supernet, given, **options) as lab:
                 report = find_network(lab, Bounds(budgets[0], **others), effort, Memory())
                 return write_result(lab, report, folder)
         return specialize_several(supernet, devices, folder, budgets, pareto, others, effort, options)
@@ -283,7 +279,7 @@ def specialize_several(
     memory, reports, missed = Memory(), {}, {}
     for name, given in devices.items():
         try:
-            with open_lab(supernet, given, **options) as lab:
+            with labs.open_lab(supernet, given, **options) as lab:
                 samples = lab.samples(effort.latency_samples, effort.seed)
                 ascending = sorted(budgets or samples.spread_budgets(pareto))
                 for budget in reversed(ascending if len(ascending) > 1 else ()):

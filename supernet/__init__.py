@@ -18,7 +18,10 @@ _HOMES = {
     "evaluate_network": "supernet.evaluation",
     "evolutionary_search": "supernet.search",
     "load": "supernet.saving",
-    "pareto_search": "supernet.search",
+    "random_search": "supernet.search",
+    "METRICS": "supernet.evaluation",
+    "Metric": "supernet.evaluation",
+    "SEARCHES": "supernet.search",
     "save": "supernet.saving",
 }
 

@@ -191,10 +191,10 @@ def test_the_folder_of_specialize_keeps_what_its_report_says(classifier, picture
     ):
         found = walk(place, runtime, then, **{"picture.jpg": paths[0]})
         accuracy = np.mean([name == Path(path).parent.name for name, path in zip(found, paths)])
-        assert accuracy == pytest.approx(report["test"]["accuracy"], abs=1e-6)
+        assert accuracy == pytest.approx(report.metrics["test"]["accuracy"], abs=1e-6)
         metadata = json.loads((place / "metadata.json").read_text())
         assert metadata["metric"]["value"] == pytest.approx(accuracy) and metadata["metric"]["n"] == len(paths)
-        assert metadata["latency"]["ms"] == report["confirmed_ms"] and metadata["latency"]["cpu"]
+        assert metadata["latency"]["ms"] == report.latency_ms and metadata["latency"]["cpu"]
 
 
 # ------------------------------------------------------------------------------------------------------ text

@@ -12,10 +12,11 @@ import hat
 import ofa
 from predictors.devices import DEVICES
 from recipes.cli import main
-from recipes.device_files import write_device_card
 from recipes.export import export
+from recipes.lab.files import write_device_card
 from supernet.export import Request, known_formats
 from supernet.export.folder import write_export
+from supernet.metadata import Measured
 from supernet.saving import save
 
 SPEC = {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.2] * 3, "classes": 3, "class_names": ["ant", "bee", "äsp"]}
@@ -217,7 +218,7 @@ def test_the_files_of_a_device_say_how_it_runs_them(tmp_path, device, files, run
         (tmp_path / file).touch()
         if file.endswith(".onnx"):
             onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), tmp_path / file)
-    write_device_card(subnet(), device, tmp_path, {}, "best")
+    write_device_card(subnet(), device, tmp_path, Measured(), "best")
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert (metadata["runtime"], metadata["precision"]) == (device.runtime, device.precision)
     assert metadata["files"] == (files[:1] or ["network.safetensors"])

@@ -8,7 +8,7 @@ import pytest
 
 import ofa
 from recipes.export import export
-from supernet.metadata import Exported, Latency, Measured, Metric, measured_text, wilson
+from supernet.metadata import Exported, Latency, Measured, MeasuredMetric, measured_text, wilson
 from supernet.saving import save
 
 EXPORTED = Exported("onnx", "onnxruntime", "float32", ("subnet.onnx",), {}, {})
@@ -31,19 +31,19 @@ def test_wilsons_interval_is_the_published_one(share, n, expected):
 
 
 def test_images_are_counted_and_sentences_vary():
-    metric = Metric.of(items([1, 0, 1, 1], [1, 1, 1, 1]), "accuracy", "test")
+    metric = MeasuredMetric.of(items([1, 0, 1, 1], [1, 1, 1, 1]), "accuracy", "test")
     assert (metric.value, metric.n, metric.interval) == (0.75, 4, "Wilson, 95 %")
-    metric = Metric.of(items([3, 0, 5], [5, 5, 5]), "accuracy", "test")
+    metric = MeasuredMetric.of(items([3, 0, 5], [5, 5, 5]), "accuracy", "test")
     half = 1.96 * np.std([0.6, 0.0, 1.0], ddof=1) / 3**0.5
     assert (metric.n, metric.targets, metric.interval) == (3, 15, "normal, 95 %")
     assert metric.low == pytest.approx(8 / 15 - half, abs=1e-3)
-    alone = Metric.of(items([2], [5]), "accuracy", "test")
+    alone = MeasuredMetric.of(items([2], [5]), "accuracy", "test")
     assert (alone.low, alone.high) == (None, None)  # one sentence does not show how sentences vary
     assert "interval" not in measured_text(Measured(alone), EXPORTED)
 
 
 def test_a_report_says_what_was_measured_and_an_older_one_says_less():
-    metric = Metric("accuracy", 0.9, "test", 200, 200, 0.85, 0.93, "Wilson, 95 %", "onnxruntime", "float32")
+    metric = MeasuredMetric("accuracy", 0.9, "test", 200, 200, 0.85, 0.93, "Wilson, 95 %", "onnxruntime", "float32")
     report = {"confirmed_ms": 0.25, "device": DEVICE, "metric": vars(metric)}
     measured = Measured.of(json.loads(json.dumps(report)))
     assert measured.metric == metric and measured.latency.ms == 0.25 and measured.latency.device == "onnxruntime"
@@ -62,7 +62,7 @@ def test_export_takes_the_figures_of_a_report_of_the_same_network(tmp_path):
     space = ofa.mobilenet_v3_space(depth=[1], kernel_size=[3], expand_ratio=[3], resolution=[24])
     network = ofa.MobileNetV3(space, num_classes=3, width_mult=0.2, stem_stride=1).extract().eval()
     folder = save(network, tmp_path / "subnet")
-    metric = Metric("accuracy", 0.9, "test", 200, 200, 0.85, 0.93, "Wilson, 95 %", "onnxruntime", "float32")
+    metric = MeasuredMetric("accuracy", 0.9, "test", 200, 200, 0.85, 0.93, "Wilson, 95 %", "onnxruntime", "float32")
     report = {"confirmed_ms": 0.25, "device": DEVICE, "metric": vars(metric)}
     for config, expected in ((dataclasses.asdict(network.config), 0.9), ({"depth": 3}, None)):
         (folder / "report.json").write_text(json.dumps(report | {"config": config}))

@@ -225,7 +225,7 @@ def test_specialize_times_and_evaluates_where_the_device_is(cluster, tmp_path, m
         report = specialize(
             str(tmp_path / "supernet"), str(tmp_path / "board.yaml"), str(tmp_path / out), 50.0, engine="ray", **few
         )
-        assert report["confirmed_ms"] <= 50 and 0 <= report["report"]["accuracy"] <= 1
+        assert report.latency_ms <= 50 and 0 <= report.metrics["held_out"]["accuracy"] <= 1
         assert load(tmp_path / out).config.depth
-        asked.append(report["config"])
+        asked.append(report.config)
     assert asked[0] == asked[1]

@@ -9,7 +9,7 @@ import hat
 from hat.layers import PAD
 from predictors.devices import DEVICES, get_device
 from predictors.timing import time_networks
-from recipes.device_files import write_parts
+from recipes.lab.files import write_network_files
 from supernet.export.executorch import part_to_executorch, to_executorch
 from supernet.export.onnx import to_onnx
 from supernet.export.openvino import quantize_openvino
@@ -141,7 +141,7 @@ def test_translation_files_compute_what_the_network_does_and_run_as_they_are_tim
     network = supernet.extract(space.config(decoder_embed_dim=24)).eval()
     source, previous = torch.randint(4, 40, (3, 20)), torch.randint(4, 40, (3, 20))
     source[0, 5:] = PAD
-    write_parts(network, get_device(name), tmp_path, False, [(source, previous)])
+    write_network_files(network, get_device(name), tmp_path, calibration=[(source, previous)])
     logits = network.run_parts(get_device(name).open(tmp_path), (source, previous))
     with torch.no_grad():
         expected = network(source, previous)

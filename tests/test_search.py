@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ofa.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
-from supernet.search import InfeasibleError, evolutionary_search, pareto_search
+from supernet.search import SEARCHES, InfeasibleError, evolutionary_search, random_search
 
 SUPERNET = MobileNetV3(mobilenet_v3_space(resolution=range(128, 225, 4)))
 SPACE = SUPERNET.space
@@ -94,19 +94,23 @@ def test_the_last_generation_counts():
     assert len(results[1].X) > len(results[0].X) and len(results[1].history) == 2
 
 
-def test_a_front_holds_no_row_that_another_beats():
-    front = pareto_search(SPACE, mlp(2, 20), macs, generations=20)
-    assert (np.diff(front.costs) > 0).all() and (np.diff(front.scores) > 0).all()
-    assert np.allclose(macs(front.X), front.costs) and len(front.X) > 5
+@pytest.mark.parametrize("search", SEARCHES.values())
+def test_every_search_keeps_the_bounds_and_scores_no_row_twice(search):
+    rows = []
+
+    def score(X):
+        rows.extend(map(tuple, X))
+        return mlp(2, 20)(X)
+
+    bound = float(np.median(macs(SPACE.sample(200, np.random.default_rng(0)))))
+    result = search(SPACE, score, [(macs, bound)], population=20, generations=10)
+    assert (macs(result.X) <= bound).all() and len(set(rows)) == len(rows) <= 20 * 11
+    assert (np.diff(result.scores) <= 0).all() and len(result.history) == 11
 
 
-def test_the_front_of_a_tiny_space_is_the_true_one():
-    score = mlp(3, 20)
-    rows = np.unique(TINY.sample(2000, np.random.default_rng(0)), axis=0)
-    scores, costs = score(rows), macs(rows)
-    beaten = [((costs <= c) & (scores > s)).any() or ((costs < c) & (scores >= s)).any() for s, c in zip(scores, costs)]
-    front = pareto_search(TINY, score, macs, generations=50)
-    assert {tuple(row) for row in front.X} == {tuple(row) for row, b in zip(rows, beaten) if not b}
+def test_evolution_finds_better_rows_than_random_search():
+    options = {"population": 50, "generations": 20}
+    assert evolutionary_search(SPACE, mlp(2, 20), **options).score > random_search(SPACE, mlp(2, 20), **options).score
 
 
 @pytest.mark.parametrize(

@@ -219,11 +219,13 @@ def test_a_store_of_an_earlier_version_gets_the_tables_that_were_added(tmp_path)
     with Store(tmp_path / "store") as store:
         store.add("accuracy", key, record)
     with sqlite3.connect(tmp_path / "store") as database:
-        database.execute("DROP TABLE search")
+        for table in ("search", "metric", "metric_items"):  # of versions 9 and 10
+            database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 8")
     database.close()
     with Store(tmp_path / "store") as store:
         store.add("search", ("id",), {"found": [[1.0]]})
+        store.add("metric", (*key, "top5"), {"mean": 0.9})
     with Store(tmp_path / "store") as store:
         assert store.get("accuracy", [key]) == {key: [record]}
         assert store.get("search", [("id",)]) == {("id",): [{"found": [[1.0]]}]}

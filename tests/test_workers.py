@@ -3,8 +3,8 @@ import os
 import pickle
 import time
 
-from recipes import workers
-from recipes.workers import Failed, Workers, how_many
+from recipes.lab import workers
+from recipes.lab.workers import Failed, Workers, how_many
 
 
 def test_methods_are_called_on_a_copy_of_the_state_and_what_they_raise_is_reported():

@@ -18,7 +18,7 @@ from supernet.export.onnx import to_onnx
 from supernet.model import calibrate
 from supernet.phases import Phase
 from supernet.saving import load, save
-from supernet.search import evolutionary_search, pareto_search
+from supernet.search import evolutionary_search, random_search
 from supernet.space import Choice
 from supernet.training import SubnetValidation, SupernetTask
 
@@ -251,9 +251,9 @@ REFUSED = {
         lambda: evolutionary_search(SPACE, macs, population="10"),
         "population = '10' is a str",
     ),
-    "half a generation": (lambda: pareto_search(SPACE, macs, macs, generations=2.5), "2.5 is not a whole number"),
+    "half a generation": (lambda: random_search(SPACE, macs, generations=2.5), "2.5 is not a whole number"),
     "a text for a share": (lambda: evolutionary_search(SPACE, macs, parent_ratio="a"), "parent_ratio = 'a' is a str"),
-    "no cost": (lambda: pareto_search(SPACE, macs, None), "cost = None is not a function"),
+    "no cost": (lambda: random_search(SPACE, macs, [(None, 1.0)]), "cost = None is not a function"),
     "scores of NaN": (
         lambda: evolutionary_search(SPACE, lambda X: np.where(X[:, -1] > 20, np.nan, 1), **SMALL),
         r"the score is not finite: nan for MobileNetV3Config\(depth=.*resolution=24\) \(",
@@ -327,10 +327,10 @@ def test_searches_work_in_spaces_of_few_networks(choices, generations):
     everything = np.unique(space.sample(2000, 0), axis=0)
     options = dict(population=20, generations=generations)
     result = evolutionary_search(space, lambda X: X.sum(1), [(lambda X: X.sum(1), 1e9)], **options)
-    front = pareto_search(space, lambda X: X.sum(1), lambda X: X.sum(1), **options)
+    random = random_search(space, lambda X: X.sum(1), [(lambda X: X.sum(1), 1e9)], **options)
     if generations or space.size <= 2:
         assert result.score == everything.sum(1).max()
-        assert front.scores[-1] == everything.sum(1).max()
+        assert random.score == everything.sum(1).max()
     assert len(result.X) <= space.size == len(everything)
 
 

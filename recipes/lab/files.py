@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -23,31 +24,28 @@ from recipes.lab.workers import Sharing
 from recipes.values import PROXY, RELEASE
 from supernet.atomic import write_folder
 from supernet.evaluation import Metric, evaluate_network
-from supernet.export import DYNAMIC, Request, known_formats
-from supernet.export.folder import exported_as
+from supernet.export import DYNAMIC, Format, Request, known_formats
+from supernet.export.folder import exported_as, saved_as
 from supernet.export.onnx import finish_onnx
 from supernet.export.parts import PLAN, calibration_feeds, write_plan
 from supernet.metadata import Exported, Measured, metadata_of, write_card
 from supernet.model import Supernet, calibrate
 from supernet.progress import progress
+from supernet.saving import WEIGHTS, write_network
 
 ROOM_MEASURED, ROOM_PROPERTY = 2000, 16  # bytes that measured values, and the frame of a property, take at most
 CACHE_BYTES, CACHE_FOLDERS = 4e9, 64  # of exported networks; how many stay whatever their size
 KEPT_BYTES = 200e6  # of delivered files that are kept beside the store
 
 
-MODULES = "onnx"  # the format of files that are delivered for devices that time modules of torch
-
-
-def format_name(device: Device) -> str:
-    """The name of the export format of the files for a device; ValueError if there is no such format."""
-    name = MODULES if device.times_modules else device.format
-    if name not in (known := known_formats()):
+def device_format(device: Device) -> Format:
+    """The export format of the files that a device times; ValueError if there is no such format."""
+    if device.format not in (known := known_formats()):
         raise ValueError(
-            f"{device.name}: {device.runtime} loads files of the format {name!r} for {device.precision}, which is not"
-            f" one of {', '.join(known)}"
+            f"{device.name}: {device.runtime} loads files of the format {device.format!r} for {device.precision}, which"
+            f" is not one of {', '.join(known)}"
         )
-    return name
+    return known[device.format]
 
 
 def written_by(device: Device) -> tuple[str, ...]:
@@ -55,7 +53,7 @@ def written_by(device: Device) -> tuple[str, ...]:
 
     ImportError, with what to install, where one of them is not installed.
     """
-    return () if device.times_modules else known_formats()[format_name(device)].written_by()
+    return () if device.times_modules else device_format(device).written_by()
 
 
 def known_writers() -> list[tuple[str, ...]]:
@@ -80,7 +78,7 @@ def write_network_files(
     `fast` uses the format's faster exporter, if it has one. `calibration` are batches of data, from which int8 layers
     take their ranges.
     """
-    format = known_formats()[format_name(device)]
+    format = device_format(device)
     seen = {}
     if format.calibrates:
         seen = calibration_feeds(network, device.batch, calibration, fixed=DYNAMIC not in format.batches)
@@ -145,14 +143,14 @@ class Files:
     def __init__(self, maker: Maker, folder: Path, kept: Path | None, workers: Sharing, ledger: Ledger) -> None:
         self._maker, self._kept, self._workers, self._ledger = maker, kept, workers, ledger
         self.device, self.supernet = maker.device, maker.supernet
-        self._format = known_formats()[name := format_name(self.device)]
-        self.folder = folder / f"{name}-{self.device.batch}"
+        self._format = None if self.device.times_modules else device_format(self.device)
+        self.folder = folder / f"{self.device.format}-{self.device.batch}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def has_proxies(self) -> bool:
         """Whether there is a faster exporter, whose files may be timed in the place of delivered files."""
-        return self._format.fast and not self.device.times_modules
+        return self._format is not None and self._format.fast
 
     @cached_property
     def written_by(self) -> tuple[str, ...]:
@@ -238,8 +236,13 @@ class Files:
             yield
 
     def delivered(self, config: Any) -> list[Path]:
-        """The files of a network that are delivered, in the folder that keeps them for later calls."""
-        if self._kept is None or self.device.times_modules:
+        """The files of a network that are delivered, in the folder that keeps them for later calls.
+
+        None beside the saved network for a device that times modules of torch.
+        """
+        if self._format is None:
+            return []
+        if self._kept is None:
             return self.all_files(config, RELEASE)
         kept = self._kept / self._folder(config, RELEASE).name
 
@@ -258,12 +261,16 @@ class Files:
         return sorted(kept.iterdir())
 
     def bytes(self, config: Any, kind: str) -> int:
-        """The size of a network's files."""
+        """The size of a network's files; of its saved weights for a device that times modules of torch."""
+        if self._format is None:
+            with tempfile.TemporaryDirectory() as temporary:
+                write_network(self._maker.subnet(config, kind), Path(temporary), None)
+                return (Path(temporary) / WEIGHTS).stat().st_size
         return sum(file.stat().st_size for file in self.all_files(config, kind))
 
     def room(self, config: Any, kind: str) -> int:
         """The bytes by which metadata may enlarge a network's delivered ONNX files, measured values included."""
-        if kind != RELEASE or self._format.suffix != ".onnx":
+        if kind != RELEASE or self._format is None or self._format.suffix != ".onnx":
             return 0
         network = self.supernet.extract(config)
         exported = exported_for(network, self.device)
@@ -284,8 +291,12 @@ def write_device_card(network: Supernet, device: Device, folder: Path, measured:
 
 
 def exported_for(network: Supernet, device: Device) -> Exported:
-    """The description of a network's files for a device."""
-    exported = exported_as(format_name(device), network.parts(device.batch), Request(device.batch))
+    """The description of a network's files for a device; of the saved network if the device times modules."""
+    parts = network.parts(device.batch)
+    if device.times_modules:
+        exported = saved_as(network, parts)
+    else:
+        exported = exported_as(device.format, parts, Request(device.batch))
     return dataclasses.replace(exported, runtime=device.runtime)
 
 

@@ -13,8 +13,8 @@ from predictors.devices import Device
 from predictors.engines import NetworkError
 from predictors.statistics import Failure, Measurement
 from predictors.timing import time_networks
-from recipes.lab.files import format_name
-from supernet.export import Request, known_formats
+from recipes.lab.files import device_format
+from supernet.export import Request
 from supernet.model import Part
 
 
@@ -25,7 +25,7 @@ def try_device(device: Device, folder: Path) -> Measurement:
     x = torch.randn(device.batch, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     source: Any = (network, (x,))
     if not device.times_modules:
-        format = known_formats()[format_name(device)]
+        format = device_format(device)
         feeds = [{"input": x.numpy()}] if format.calibrates else None
         part, request = Part(network, (x,), ("input",)), Request(batch=device.batch, fast=True)
         format.function()(part, folder / "network", request, feeds, {})

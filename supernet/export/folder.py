@@ -14,6 +14,7 @@ from supernet.export.onnx import ONNX_OPSET
 from supernet.export.parts import PLAN, batched_parts, evaluating, made_by, write_plan
 from supernet.metadata import CARD_FILES, METADATA, README, Exported, metadata_of, tensors, use_of, write_card
 from supernet.model import Part, Supernet
+from supernet.saving import WEIGHTS
 
 
 def place(network: Supernet, name: str, out: Path) -> Path:
@@ -106,3 +107,12 @@ def exported_as(name: str, parts: Mapping[str, Part], request: Request) -> Expor
         opset=(request.opset or ONNX_OPSET) if format.has_opset else None,
         programs=format.packages,
     )
+
+
+def saved_as(network: Supernet, parts: Mapping[str, Part]) -> Exported:
+    """The description of a folder that holds a saved network alone, which torch runs."""
+    (dtype,) = {str(x.dtype).removeprefix("torch.") for x in network.parameters()}
+    inputs = {
+        WEIGHTS: {name: x for part in parts.values() for name, x in tensors(part, part.inputs, part.names).items()}
+    }
+    return Exported("network", "torch", dtype, (WEIGHTS,), inputs, {})
