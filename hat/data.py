@@ -147,10 +147,10 @@ class ParallelText(pl.LightningDataModule):
         return [np.array(encoding.ids, dtype=np.int32) for chunk in chunks for encoding in encode(chunk)]
 
     def texts(self, split: str) -> tuple[list[str], list[str]]:
-        """The sources and the references of the holdout or the test split."""
-        names = {"holdout": "valid", "test": "test"}
+        """The sources and the references of the split "held-out" or "test"."""
+        names = {"held-out": "valid", "test": "test"}
         if split not in names:
-            raise ValueError(f"split: {split!r} is neither holdout nor test")
+            raise ValueError(f"split: {split!r} is neither {' nor '.join(names)}")
         pairs = self._texts[names[split]]
         return [source for source, _ in pairs], [target for _, target in pairs]
 

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hat.deploying import card_use, exported_as
 from hat.layers import BOS, EOS, PAD, UNK
 from hat.modeling_hat import HatConfig, HatForConditionalGeneration
 from hat.transformer import Transformer, TransformerConfig
-from hat.translation import GENERATION
+from hat.translation import GENERATION, bleu_metric, choose_tokenizer
 from hat.translation import bleu as bleu
 from hat.translation import chrf as chrf
 from hat.translation import compare_bleu as compare_bleu
@@ -30,6 +30,7 @@ from hat.translation import translate as translate
 from supernet.atomic import write_folder
 from supernet.export import Request
 from supernet.metadata import CARD_FILES, Measured, write_card
+from supernet.model import Supernet
 from supernet.saving import build, describe
 
 TOLERANCE = 1e-6  # largest difference over largest output
@@ -228,3 +229,30 @@ def export_huggingface(subnet: Transformer, folder: Path, request: Request) -> P
 
     tokenizer = read_tokenizer(subnet.input_spec) if "tokenizer" in subnet.input_spec else None
     return save_huggingface(subnet, folder, tokenizer, overwrite=request.overwrite, measured=request.measured)
+
+
+def check_translates(network: Supernet, folder: str, extracted: bool = False) -> None:
+    """Raise ValueError where a folder's network does not translate, or is not `extracted` where it must be."""
+    if not isinstance(network, Transformer) or (extracted and not network.extracted):
+        kind = "a saved subnet of a translation supernet" if extracted else "a translation network"
+        raise ValueError(f"{folder} is not {kind}, but a {type(network).__name__}: BLEU needs translations")
+
+
+def score(
+    networks: Sequence[Supernet], data: Any, split: str, search: Mapping[str, Any], tokenize: str | None
+) -> dict[str, Any]:
+    """BLEU and chrF of the first network's translations of a split, and how they differ from the second's, if given.
+
+    `search` has the beam, the length penalty, and whether a search stops early. If `tokenize` is None, the target
+    language decides.
+    """
+    sources, references = data.texts(split)
+    tokenize = tokenize or choose_tokenizer(data.input_spec.get("target_language"), references)
+    bleu_metric(tokenize)  # a missing package is reported before the work
+    beam, length_penalty, early_stopping = search.values()
+    options = {"num_beams": beam, "length_penalty": length_penalty, "early_stopping": early_stopping}
+    ours, *others = [translate(to_huggingface(one), data.tokenizer, sources, **options) for one in networks]
+    scores = bleu(ours, references, tokenize=tokenize) | chrf(ours, references) | dict(search)
+    for theirs in others:
+        scores |= compare_bleu(ours, theirs, references, tokenize=tokenize) | compare_chrf(ours, theirs, references)
+    return scores

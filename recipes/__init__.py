@@ -7,5 +7,6 @@ VERBS = {
     "specialize": "recipes.specialize:specialize",
     "export": "recipes.export:export",
     "evaluate": "recipes.evaluate:evaluate",
+    "bleu": "recipes.bleu:bleu",
     "records": "recipes.records:records",
 }

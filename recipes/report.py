@@ -239,12 +239,21 @@ def find_rivals(lab: Lab, quality: Quality, constraints: Constraints, items: Map
         (config,) = lab.space.decode(row[None])
         its = lab.evaluator.torch_items(config, TEST)
         difference, error = compare(items, its, metric.name)
-        costs = {unit: int(values[0]) for unit, values in lab.supernet.costs(row[None]).items()}
-        low, high = difference - Z * error, difference + Z * error
+        costs = lab.supernet.costs(row[None])
         rivals.append(
-            Rival(name, dataclasses.asdict(config), ms, measured, **costs, metrics=means(its), difference=difference,
-                  low=low, high=high)
-        )  # fmt: skip
+            Rival(
+                name=name,
+                config=dataclasses.asdict(config),
+                latency_ms=ms,
+                measured=measured,
+                macs=int(costs["macs"][0]),
+                params=int(costs["params"][0]),
+                metrics=means(its),
+                difference=difference,
+                low=difference - Z * error,
+                high=difference + Z * error,
+            )
+        )
     return rivals
 
 

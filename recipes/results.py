@@ -44,7 +44,7 @@ def write_result(lab: Lab, report: Report, folder: str | Path) -> Report:
             measured = dict(report.measured)
             if "file_mb" in measured:  # without the room for metadata that was reckoned with
                 names = [file.name for file in delivered] or [WEIGHTS]
-            measured["file_mb"] = [sum((temporary / name).stat().st_size for name in names) / 1e6]
+                measured["file_mb"] = [sum((temporary / name).stat().st_size for name in names) / 1e6]
             files = {path.name for path in temporary.iterdir()} | {REPORT, PAGE, FRONT}
             final = dataclasses.replace(report, measured=measured, files=tuple(sorted(files)))
             (temporary / REPORT).write_text(final.to_json())

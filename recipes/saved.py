@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LOADERS = {"holdout": "val_dataloader", "test": "test_dataloader"}  # of a data module, by what they load
+LOADERS = {"held-out": "val_dataloader", "test": "test_dataloader"}  # of a data module, by split
+
+
+def read_split(name: str) -> str:
+    """The name of a split, in which an underscore may stand for a hyphen; ValueError lists the splits."""
+    if (split := name.replace("_", "-")) not in LOADERS:
+        raise ValueError(f"split: {name!r} is neither {' nor '.join(LOADERS)}")
+    return split
 
 
 def load_subnet(folder: str, architecture: str | None, data: str | None, splits: Sequence[str]) -> tuple[Any, Any]:

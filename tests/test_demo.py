@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recipes.demo import Compared, compare_with, told_beside_random, what_is_wrong
+from recipes.demo import Compared, beside_random, compare_with, what_is_wrong
 
 FINE = dict(smallest=0.1, largest=0.5, budget=0.26, confirmed=0.25, difference=1e-6)
 
@@ -16,7 +16,7 @@ def test_a_demo_does_not_fail_by_luck(seed):
     rng = np.random.default_rng(seed)
     others = [drawn(rng, 0.98) for _ in range(20)]
     best = int(np.argmax([other["accuracy"].mean() for other in others]))
-    assert "their mean" in told_beside_random(drawn(rng, 0.98), others, best)
+    assert "their mean" in beside_random(drawn(rng, 0.98), others, best)
     assert what_is_wrong(**FINE) == []
 
 

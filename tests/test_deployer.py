@@ -1,6 +1,5 @@
 """A deployer's walk: what someone does who has only an exported folder, by the code in its README.md."""
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -16,8 +15,6 @@ import hat
 import ofa
 from hat.huggingface import to_huggingface
 from hat.translation import translate
-from predictors.devices import DEVICES
-from recipes import bench
 from recipes.export import export
 from recipes.saved import read_section
 from recipes.specialize import specialize
@@ -171,17 +168,14 @@ def test_pictures_are_classified_by_the_folder_alone(classifier, tmp_path, forma
 
 
 @pytest.mark.slow
-def test_the_folder_of_specialize_keeps_what_its_report_says(classifier, pictures, tmp_path, monkeypatch):
+def test_the_folder_of_specialize_keeps_what_its_report_says(classifier, pictures, tmp_path, quick_device):
     folder, _, _, paths = classifier
-    device = dataclasses.replace(DEVICES["onnxruntime"], warmup=1, rounds=4, runs=5, spacing=0.0)
-    monkeypatch.setitem(DEVICES, "onnxruntime", device)
-    monkeypatch.setattr(bench, "VISITS", 1)
     space = ofa.mobilenet_v3_space(depth=[1, 2], kernel_size=[3], expand_ratio=[3], resolution=[24, 32])
     supernet = ofa.MobileNetV3(space, num_classes=4, width_mult=0.35, stem_stride=1)
     save(supernet, tmp_path / "supernet", data=read_section(str(folder)))
     few = dict(latency_samples=10, accuracy_samples=10, finalists=2, population=20, generations=5)
     out = tmp_path / "best"
-    report = specialize(str(tmp_path / "supernet"), "onnxruntime", str(out), max_latency=50.0, **few)
+    report = specialize(str(tmp_path / "supernet"), quick_device("onnxruntime"), str(out), max_latency=50.0, **few)
     export(str(out), str(tmp_path / "files"), format="onnx,timm")
     then = f"print(json.dumps([classify(path)[0] for path in {paths}]))"
     for place, runtime in (

@@ -1,17 +1,18 @@
 """Translation networks through the verbs: specialize, evaluate, export."""
 
 import json
-import math
 
 import pytest
 import torch
 
 import hat
-from recipes import bench, closed_loop, sampling
-from recipes.benches import open_bench
+import recipes.specialize
+from recipes.bleu import bleu
 from recipes.evaluate import evaluate
 from recipes.export import export
-from recipes.specialize import specialize
+from recipes.lab import sampling
+from recipes.lab.keys import network_key
+from recipes.values import RELEASE
 from supernet.evaluation import evaluate_network
 from supernet.saving import load, save
 
@@ -27,18 +28,22 @@ SPACE = dict(
     decoder_layer_num=(1, 2),
     arbitrary_ende_attn=(-1, 1),
 )
-FEW = dict(latency_samples=5, accuracy_samples=5, finalists=1, population=12, generations=3)
 
 
-@pytest.fixture(autouse=True)
-def one_round(monkeypatch):
-    """Final files, and processes that load them, take seconds each; that all goes on is the images' test."""
-    monkeypatch.setattr(closed_loop, "ROUNDS", 1)
-    monkeypatch.setattr(closed_loop, "REFITS", 1)
-    monkeypatch.setattr(sampling, "ASKED", 1)
-    monkeypatch.setattr(bench, "VISITS", 1)
-    monkeypatch.setattr(bench, "CHECKED", 1)
-    monkeypatch.setattr(bench, "AGREE", math.inf)
+@pytest.fixture
+def find(folder, quick_device, exported, tmp_path, simulation, monkeypatch):
+    """specialize to the folder `out`, in one round: exporting a translation network takes seconds."""
+    monkeypatch.setattr(recipes.specialize, "ROUNDS", 1)
+    monkeypatch.setattr(recipes.specialize, "SEARCHES_PER_ROUND", 1)
+    monkeypatch.setattr(sampling, "PROXY_CHECKS", 1)
+    few = {"latency_samples": 5, "accuracy_samples": 5, "finalists": 1, "population": 12, "generations": 3}
+    few |= {"engine": "simulated", "workers": 1, "files": exported, "store": str(tmp_path / "store.sqlite")}
+
+    def run(device="onnxruntime", out="out", **options):
+        places = {"out": str(tmp_path / out), "device": quick_device(device)}
+        return recipes.specialize.specialize(str(folder), max_latency=500.0, **(places | few | options))
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -55,84 +60,81 @@ def folder(text, tmp_path_factory):
     return save(network, tmp_path_factory.mktemp("run") / "supernet", data=DATA)
 
 
-def test_what_is_timed_of_a_sentence_changes_no_accuracy_and_the_table_of_positions_the_files(folder, tmp_path):
-    paths = str(tmp_path / "store.sqlite"), str(tmp_path / "files")
-    with open_bench(str(folder), "onnxruntime", None, *paths, "process") as opened:
-        config, supernet = opened.supernet.space.smallest(), opened.supernet
+def test_the_timed_lengths_and_the_table_of_positions_change_the_files_and_no_metric(folder):
+    supernet = load(folder)
+    config = supernet.space.smallest()
 
-        def names():
-            return opened._network(config, "final", ()), opened._network(config, "", (), timed=False)
+    def names():
+        return network_key(supernet, config, RELEASE), network_key(supernet, config, timed=False)
 
-        files, network = names()
-        supernet.input_spec["beam"] = 3
-        longer, same = names()
-        assert longer != files and same == network
-        supernet.arguments["max_positions"] = 70
-        assert names()[0] != longer and names()[1] == network
+    files, network = names()
+    supernet.input_spec["beam"] = 3
+    longer, same = names()
+    assert longer != files and same == network
+    supernet.arguments["max_positions"] = 70
+    assert names()[0] != longer and names()[1] == network
 
 
 @pytest.mark.parametrize("device", ["onnxruntime", "onnxruntime-int8", pytest.param("torch", marks=pytest.mark.slow)])
-def test_the_winner_meets_the_budget_and_is_the_best_of_all(folder, tmp_path, device):
-    out = tmp_path / "out"
-    report = specialize(str(folder), max_latency=500.0, out=str(out), device=device, **FEW)
-    assert report["figure"] == "loss" and report["confirmed_ms"] <= 500
-    best = min(network["loss"] for network in report["samples"] + report["finalists"])
-    assert best in [final["loss"] for final in report["finalists"]]
-    assert {"encoder.onnx", "decoder.onnx", "run.json"} < {path.name for path in out.iterdir()}
-    assert sum(p.numel() for p in load(out).parameters()) == report["params"]
+def test_the_winner_meets_the_budget_and_has_the_least_loss(find, tmp_path, device):
+    report, out = find(device), tmp_path / "out"
+    assert report.metric == "loss" and report.latency_ms <= 500
+    samples, finalists = report.samples, [final["metrics"] for final in report.finalists]
+    assert min(network["loss"] for network in samples + finalists) in [final["loss"] for final in finalists]
+    files = set() if device == "torch" else {"encoder.onnx", "decoder.onnx", "run.json"}
+    assert files | {"network.safetensors"} < {path.name for path in out.iterdir()}
+    assert sum(p.numel() for p in load(out).parameters()) == report.params
 
 
-def test_the_files_are_evaluated_as_the_network_is(folder, text, tmp_path):
-    report = specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), device="onnxruntime", **FEW)
+def test_the_files_are_evaluated_as_the_network_is(find, text, tmp_path):
+    report = find()
     expected = evaluate_network(load(tmp_path / "out"), text.test_dataloader())
-    assert report["test"] == pytest.approx(expected, rel=1e-4)
+    assert report.metrics["test"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_direct_search_evaluates_no_network_twice_and_goes_on_where_it_was(folder, tmp_path, monkeypatch):
-    evaluated, original = [], bench.evaluate_network
+def test_an_interrupted_search_that_evaluates_all_networks_continues_where_it_was(find, simulation, tmp_path, recorded):
+    def interrupt(source):
+        raise KeyboardInterrupt
 
-    def evaluating(network, *arguments):
-        evaluated.append(network.config)
-        if len(evaluated) == 20 and not (tmp_path / "interrupted").exists():
-            (tmp_path / "interrupted").touch()
-            raise KeyboardInterrupt
-        return original(network, *arguments)
-
-    monkeypatch.setattr(bench, "evaluate_network", evaluating)
-    options = dict(device="onnxruntime", search="direct", store=str(tmp_path / "store.sqlite"), **FEW)
+    simulation.opens = interrupt  # after the search, when the first file is evaluated
     with pytest.raises(KeyboardInterrupt):
-        specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), **options)
-    interrupted = evaluated.pop()
-    specialize(str(folder), max_latency=500.0, out=str(tmp_path / "out"), **options)
-    assert interrupted in evaluated and len(evaluated) == len(set(evaluated))
+        find(score="evaluated")
+    before = recorded(tmp_path / "store.sqlite")["accuracy"]
+    simulation.opens = lambda source: None
+    find(score="evaluated")
+    assert before >= 12 and recorded(tmp_path / "store.sqlite")["accuracy"] == before
 
 
-def test_evaluate_gives_loss_perplexity_and_bleu_of_an_inherited_subnet(folder):
-    figures = evaluate(str(folder), architecture="smallest", split="test")
-    assert figures["perplexity"] == pytest.approx(torch.tensor(figures["loss"]).exp().item())
-    assert 0 <= figures["low"] <= figures["high"] <= 100 and "tok:13a" in figures["signature"]
-    assert 0 <= figures["chrf_low"] <= figures["chrf_high"] <= 100 and "nc:6|nw:0" in figures["chrf_signature"]
-    assert figures["beam"] == 2 and figures["early_stopping"] is False
+def test_evaluate_gives_loss_and_perplexity_of_an_inherited_subnet(folder):
+    metrics = evaluate(str(folder), architecture="smallest", split="test")
+    assert metrics["perplexity"] == pytest.approx(torch.tensor(metrics["loss"]).exp().item())
 
 
-def test_evaluate_scores_with_the_tokenizer_and_the_search_that_are_asked_for(folder):
-    pytest.importorskip("sacrebleu")
-    few = dict(architecture="smallest", split="test", beam=2)
-    figures = evaluate(str(folder), tokenize="char", early_stopping=True, **few)
-    assert "tok:char" in figures["signature"] and figures["early_stopping"] is True
+def test_bleu_translates_with_the_search_of_the_data(folder):
+    scores = bleu(str(folder), architecture="smallest")
+    assert 0 <= scores["low"] <= scores["high"] <= 100 and "tok:13a" in scores["signature"]
+    assert 0 <= scores["chrf_low"] <= scores["chrf_high"] <= 100 and "nc:6|nw:0" in scores["chrf_signature"]
+    assert scores["beam"] == 2 and scores["early_stopping"] is False
+
+
+def test_bleu_has_the_tokenizer_and_the_search_that_are_asked_for(folder):
+    few = dict(architecture="smallest", beam=2)
+    scores = bleu(str(folder), tokenize="char", early_stopping=True, **few)
+    assert "tok:char" in scores["signature"] and scores["early_stopping"] is True
     with pytest.raises(ValueError, match="tokenize: 'mecab' is not one of"):
-        evaluate(str(folder), tokenize="mecab", **few)
+        bleu(str(folder), tokenize="mecab", **few)
 
 
-def test_evaluate_compares_two_networks_with_the_search_that_is_asked_for(folder, tmp_path):
+def test_bleu_compares_two_networks_with_one_search(folder, tmp_path):
     save(load(folder).extract().eval(), tmp_path / "largest", data=DATA)
-    few = dict(architecture="smallest", split="test", beam=1, length_penalty=1.0)
-    figures = evaluate(str(folder), against=str(tmp_path / "largest"), **few)
-    assert figures["beam"] == 1 and figures["length_penalty"] == 1.0
+    scores = bleu(str(folder), architecture="smallest", beam=1, length_penalty=1.0, against=str(tmp_path / "largest"))
+    assert scores["beam"] == 1 and scores["length_penalty"] == 1.0
     for name in ("difference", "chrf_difference"):
-        assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
+        assert scores[f"{name}_low"] <= scores[name] <= scores[f"{name}_high"]
     with pytest.raises(ValueError, match="beam = 0: at least 1"):
-        evaluate(str(folder), architecture="smallest", beam=0)
+        bleu(str(folder), architecture="smallest", beam=0)
+    with pytest.raises(ValueError, match="is not a saved subnet of a translation supernet"):
+        bleu(str(folder), architecture="smallest", against=str(folder))
 
 
 def test_two_vocabularies_are_not_for_text_of_one(text):
