@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from predictors import AccuracyPredictor, Store, get_device
-from recipes.bench import Bench
+from recipes.lab.lab import Lab
 from recipes.saved import import_families, make_data, read_section
 from supernet.evaluation import means
 from supernet.saving import load
@@ -43,9 +43,9 @@ def main() -> None:
     space = supernet.space
     X = space.sample(FITTED + TESTED, np.random.default_rng(0))
     with Store(arguments.out / "accuracy.sqlite") as store, tempfile.TemporaryDirectory() as files:
-        bench = Bench(supernet, make_data(section), get_device("torch"), store, Path(files), section)
-        fitted = bench.evaluate(X[:FITTED], "to fit")["loss"]
-        items = [bench.file_items(config, "select") for config in space.decode(X[FITTED:])]
+        lab = Lab(supernet, make_data(section), get_device("torch"), store, Path(files), section=section)
+        fitted = lab.evaluate(X[:FITTED], "to fit")["loss"]
+        items = [lab.evaluator.file_items(config, "selection") for config in space.decode(X[FITTED:])]
     tested, macs = X[FITTED:], supernet.costs(X[FITTED:])["macs"]
     found = {name: np.array([means(one)[name] for one in items]) for name in ("loss", "accuracy")}
     halves = [

@@ -38,31 +38,31 @@ import numpy as np
 from predictors import Store, get_device
 from predictors.runtimes.session import part_file
 from predictors.timing import time_networks
-from recipes.bench import PARTS, Bench
-from recipes.closed_loop import sign_of
-from recipes.sampling import time_samples
+from recipes.lab.lab import Lab
+from recipes.lab.splits import SPLITS
 from recipes.saved import import_families, make_data, read_section
 from recipes.specialize import specialize
-from supernet.evaluation import compare, means
+from recipes.values import PROXY
+from supernet.evaluation import METRICS, compare, means
 from supernet.sampling import stratified
 from supernet.saving import load
 
 BUDGETS, POOL, TIMES, WAIT = 10, 400, 5, 600
-DRAWS = 1000  # of items, that tell a standard error
+DRAWS = 1000  # of items, for a standard error
 
 
 @contextmanager
-def opened(supernet: Path, device: str, out: Path) -> Iterator[Bench]:
+def opened(supernet: Path, device: str, out: Path) -> Iterator[Lab]:
     import_families()
     section = read_section(str(supernet))
     with Store(out / "measurements.sqlite") as store:
-        yield Bench(load(supernet), make_data(section), get_device(device), store, out / "files", section)
+        yield Lab(load(supernet), make_data(section), get_device(device), store, out / "files", section=section)
 
 
 def found(device: str, out: Path) -> dict[str, dict]:
     """The reports of the networks for a device by the names of their folders, smallest budget first."""
     reports = json.loads((folder_of(device, out) / "reports.json").read_text())
-    return dict(sorted(reports.items(), key=lambda row: row[1]["budget_ms"]))
+    return dict(sorted(reports.items(), key=lambda row: row[1]["bounds"]["latency_ms"]))
 
 
 def folder_of(device: str, out: Path) -> Path:
@@ -70,25 +70,25 @@ def folder_of(device: str, out: Path) -> Path:
 
 
 def pool(supernet: Path, device: str, out: Path) -> None:
-    with opened(supernet, device, out) as bench:
-        pool_latencies(bench)
-    with opened(supernet, "torch", out) as bench:  # float32 files compute the same
-        for i, config in enumerate(bench.supernet.space.decode(pool_rows(bench))):
-            bench.file_items(config, "report")
+    with opened(supernet, device, out) as lab:
+        pool_latencies(lab)
+    with opened(supernet, "torch", out) as lab:  # float32 files compute the same
+        for i, config in enumerate(lab.space.decode(pool_rows(lab))):
+            lab.evaluator.file_items(config, "held_out")
             if i % 50 == 0:
                 print(f"{i} of {POOL} evaluated", flush=True)
 
 
-def pool_rows(bench: Bench) -> np.ndarray:
-    space = bench.supernet.space
-    cost = lambda X: bench.supernet.costs(X)["macs"]  # noqa: E731
+def pool_rows(lab: Lab) -> np.ndarray:
+    space = lab.space
+    cost = lambda X: lab.supernet.costs(X)["macs"]  # noqa: E731
     return space.encode(stratified(space, POOL, 0, 1, costs=cost, candidates=20 * POOL))
 
 
-def pool_latencies(bench: Bench) -> np.ndarray:
-    samples, ms = time_samples(bench, None, np.random.default_rng(0))  # settles by which exporter
-    bench.fix_scale(samples[np.isfinite(ms)])  # that of the budgets
-    return bench.latencies(pool_rows(bench), f"{bench.device.name}, pool")
+def pool_latencies(lab: Lab) -> np.ndarray:
+    samples, key = lab.samples(None, seed=0), lab.timer.reference_key
+    ms, baseline = lab.time(pool_rows(lab), samples.kind, f"{lab.device.name}, pool")
+    return ms * samples.baseline[key] / baseline[key]  # on the scale of the budgets
 
 
 def later(supernet: Path, device: str, out: Path) -> None:
@@ -96,52 +96,56 @@ def later(supernet: Path, device: str, out: Path) -> None:
     ready = (folder_of(device, out) / "reports.json").stat().st_mtime + WAIT
     if time.time() < ready:
         raise SystemExit(f"{device}: not before {time.ctime(ready)}")
-    with opened(supernet, device, out) as bench:
-        smallest = bench.supernet.space.smallest()
-        reference = ("reference", bench.network_file(smallest, "search"))
+    with opened(supernet, device, out) as lab:
+        smallest = lab.space.smallest()
+        reference = ("reference", lab.files.path(smallest, PROXY))
         files = {folder: part_file(folder_of(device, out) / folder, "subnet") for folder in networks}
         ratios = []
         for _ in range(TIMES):
-            timed = dict(time_networks(bench.device, files, reference, engine="process", new_process_per_round=True))
+            timed = dict(time_networks(lab.device, files, reference, engine="process", new_process_per_round=True))
             ratios.append([timed[key].median / timed[key].reference_median for key in files])
-    took = {
+    later_ms = {
         folder: float(ratio * networks[folder]["reference_ms"])
         for folder, ratio in zip(files, np.median(ratios, axis=0))
     }
-    (out / f"later-{bench.device.name}.json").write_text(json.dumps(took, indent=1))
+    (out / f"later-{lab.device.name}.json").write_text(json.dumps(later_ms, indent=1))
     for folder, report in networks.items():
-        print(f"{device} | {report['budget_ms']:g} ms | later {took[folder] / report['budget_ms']:.3f} of it")
+        print(f"{device} | {budget_of(report):g} ms | later {later_ms[folder] / budget_of(report):.3f} of it")
+
+
+def budget_of(report: dict) -> float:
+    return report["bounds"]["latency_ms"]
 
 
 def table(supernet: Path, device: str, out: Path) -> list[tuple[float, float, float, float]]:
     """(latency later over budget, difference to the pool's best, its standard error, that on the test set) of each."""
     rows, networks = [], found(device, out)
-    with opened(supernet, device, out) as bench:
-        ms = pool_latencies(bench)
-    with opened(supernet, "torch", out) as bench:
-        X, space, figure = pool_rows(bench), bench.supernet.space, bench.supernet.figure
-        sign = sign_of(figure)
-        items = [halves(bench.file_items(config, "report")) for config in space.decode(X)]
-        merit = np.array([sign * means(chosen)[figure] for chosen, _ in items])
+    with opened(supernet, device, out) as lab:
+        ms = pool_latencies(lab)
+    with opened(supernet, "torch", out) as lab:
+        X, space, metric = pool_rows(lab), lab.space, lab.supernet.metric
+        sign, file_items = METRICS[metric].sign, lab.evaluator.file_items
+        items = [halves(file_items(config, "held_out")) for config in space.decode(X)]
+        merit = np.array([sign * means(chosen)[metric] for chosen, _ in items])
         later_ms = json.loads((out / f"later-{get_device(device).name}.json").read_text())
         for folder, report in networks.items():
-            took = later_ms[folder] / report["budget_ms"]
-            then = report["confirmed_ms"] / report["budget_ms"]
-            told = f"{device} | {report['budget_ms']:g} ms | {then:.3f} | {took:.3f}"
-            fits = ms <= report["budget_ms"]
+            budget = budget_of(report)
+            later_share, then = later_ms[folder] / budget, report["latency_ms"] / budget
+            columns = f"{device} | {budget:g} ms | {then:.3f} | {later_share:.3f}"
+            fits = ms <= budget
             if not fits.any():
-                rows.append((took, np.nan, np.nan, np.nan))
-                print(f"{told} | no member of the pool")
+                rows.append((later_share, np.nan, np.nan, np.nan))
+                print(f"{columns} | no member of the pool")
                 continue
             best = np.where(fits, merit, -np.inf).argmax()
-            chosen_by, on_select = sign * merit[best], bench.evaluate(X[best : best + 1], "")[figure][0]
+            chosen_by, on_select = sign * merit[best], lab.evaluate(X[best : best + 1], "")[metric][0]
             ours = space.config_class(**report["config"])
             theirs = space.decode(X[best : best + 1])[0]
-            difference, error = compare(halves(bench.file_items(ours, "report"))[1], items[best][1], figure)
-            tests = compare(bench.file_items(ours, "test"), bench.file_items(theirs, "test"), figure)
-            rows.append((took, sign * difference, error, sign * tests[0]))
+            difference, error = compare(halves(file_items(ours, "held_out"))[1], items[best][1], metric)
+            tests = compare(file_items(ours, "test"), file_items(theirs, "test"), metric)
+            rows.append((later_share, sign * difference, error, sign * tests[0]))
             print(
-                f"{told} | {sign * difference:+.4f} ({error:.4f}) | {sign * tests[0]:+.4f} ({tests[1]:.4f})"
+                f"{columns} | {sign * difference:+.4f} ({error:.4f}) | {sign * tests[0]:+.4f} ({tests[1]:.4f})"
                 f" | {best}: {chosen_by:.4f}, {on_select:.4f}",
                 flush=True,
             )
@@ -156,21 +160,21 @@ def singly(supernet: Path, device: str, out: Path) -> None:
         report = place / "report.json"
         if not report.is_file() or report.stat().st_mtime < began:  # of an earlier search
             store = str(out / "measurements.sqlite")
-            specialize(str(supernet), device, str(place), budget["budget_ms"], store=store, overwrite=True)
+            specialize(str(supernet), device, str(place), budget_of(budget), store=store, overwrite=True)
         alone[folder] = json.loads(report.read_text())
-    with opened(supernet, device, out) as bench:
-        figure = bench.supernet.figure
-        sign = sign_of(figure)
+    with opened(supernet, device, out) as lab:
+        metric = lab.supernet.metric
+        sign = METRICS[metric].sign
         reports = [*networks.values(), *alone.values()]
-        x = np.log([report["confirmed_ms"] for report in reports])
-        configs = [bench.supernet.space.config_class(**report["config"]) for report in reports]
-        parts = {part: [bench.file_items(config, part) for config in configs] for part in PARTS}
-        parts["report and test"] = [
+        x = np.log([report["latency_ms"] for report in reports])
+        configs = [lab.space.config_class(**report["config"]) for report in reports]
+        parts = {split: [lab.evaluator.file_items(config, split) for config in configs] for split in SPLITS}
+        parts["held_out and test"] = [
             {name: np.concatenate([report[name], test[name]]) for name in report}
-            for report, test in zip(parts["report"], parts["test"])
+            for report, test in zip(parts["held_out"], parts["test"])
         ]
         for part, items in parts.items():
-            values, counted = sign * np.array([of[figure] for of in items]), items[0]["counted"]
+            values, counted = sign * np.array([of[metric] for of in items]), items[0]["counted"]
             rng = np.random.default_rng(0)
             drawn = [np.arange(len(counted)), *rng.integers(len(counted), size=(DRAWS, len(counted)))]
             areas = np.array([hypervolumes(x, values[:, some].sum(1) / counted[some].sum()) for some in drawn])

@@ -27,7 +27,8 @@ from latency import FITTED, TESTED, error, make
 
 from predictors import Device, LatencyPredictor, Store, get_device
 from predictors.statistics import STATISTICS, TOO_NOISY
-from recipes.bench import Bench
+from recipes.lab.lab import Lab
+from recipes.values import PROXY
 from supernet.model import Supernet
 
 BURNER = """
@@ -61,8 +62,9 @@ def burners(when: str) -> Iterator[None]:
 def timed(supernet: Supernet, device: Device, X: np.ndarray, folder: Path, what: str) -> tuple[np.ndarray, float]:
     """Latencies (n,) in ms of the rows of X, measured now, and their noise floor."""
     with Store(folder / f"{what}.sqlite") as store:
-        bench = Bench(supernet, None, device, store, folder / "files", {})
-        return bench.latencies(X, what), bench.noise_floor(X)
+        lab = Lab(supernet, None, device, store, folder / "files")
+        ms, _ = lab.time(X, PROXY, what)
+        return ms, lab.timer.noise_floor(lab.targets(X, PROXY))
 
 
 def main() -> None:
@@ -90,8 +92,8 @@ def main() -> None:
     )
     for when, (ms, floor) in found.items():
         model = LatencyPredictor(terms=supernet.cost_terms).fit(X[:FITTED], ms)
-        told = ", too busy" if floor > TOO_NOISY else ""
-        print(f"  burning {when}: floor {100 * floor:.2f} %{told}; predictor {error(model, X[FITTED:], truth):.2f} %")
+        busy = ", too busy" if floor > TOO_NOISY else ""
+        print(f"  burning {when}: floor {100 * floor:.2f} %{busy}; predictor {error(model, X[FITTED:], truth):.2f} %")
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:

@@ -31,9 +31,10 @@ import hat
 import ofa
 from predictors import LatencyPredictor, Store, get_device, quality
 from predictors.latency import d_optimal_order
-from recipes.bench import Bench
 from recipes.cli import recipe_path
-from recipes.sampling import MacsAlone, time_samples
+from recipes.lab.lab import Lab
+from recipes.measure import MacsAlone, NoTerms
+from recipes.values import PROXY
 from supernet.model import Supernet
 
 FITTED, TESTED = 60, 40
@@ -71,16 +72,15 @@ def main() -> None:
     for name in arguments.devices:
         device = dataclasses.replace(get_device(name), batch=arguments.batch)
         with Store(arguments.out / f"{arguments.family}.sqlite") as store:
-            bench = Bench(supernet, None, device, store, arguments.out / "files", {})
-            bench.latencies(X[fitted], f"{name}, to fit")
-            bench.latencies(X[tested], f"{name}, to test")
-            bench.fix_scale(X)
-            ms, quiet = bench.latencies(X, name), bench.quiet
-            floor = bench.noise_floor(X)
+            lab = Lab(supernet, None, device, store, arguments.out / "files")
+            lab.time(X[fitted], PROXY, f"{name}, to fit")
+            lab.time(X[tested], PROXY, f"{name}, to test")
+            ms, baseline = lab.time(X, PROXY, name)
+            floor = lab.timer.noise_floor(lab.targets(X, PROXY))
         models = {
             "predictor": LatencyPredictor(terms=terms),
             "MACs": LatencyPredictor(terms=MacsAlone(terms)),
-            "constant": LatencyPredictor(terms=MacsAlone(None)),
+            "constant": LatencyPredictor(terms=NoTerms()),
         }
         errors = {
             what: error(model.fit(X[fitted], ms[fitted]), X[tested], ms[tested]) for what, model in models.items()
@@ -92,16 +92,19 @@ def main() -> None:
         print(f"  90 % intervals hold {100 * coverage(terms, X, ms):.0f} %", flush=True)
         if source is not None:
             for which, few in transfer(terms, source, X, ms).items():
-                told = f"{few[0]:.2f} % with {arguments.devices[0]} as source, {few[1]:.2f} % without"
-                print(f"  from 10 {which}: {told}", flush=True)
+                print(
+                    f"  from 10 {which}: {few[0]:.2f} % with {arguments.devices[0]} as source, {few[1]:.2f} % without",
+                    flush=True,
+                )
         if source is None:
             source = models["predictor"]
         with Store(arguments.out / f"{arguments.family}-{name}-auto.sqlite") as store:
-            bench = Bench(supernet, None, device, store, arguments.out / "files", {})
-            bench.quiet = quiet  # all are on one scale
-            known, known_ms = time_samples(bench, None, np.random.default_rng(1))
-        auto = error(LatencyPredictor(terms=terms).fit(known, known_ms), X[tested], ms[tested])
-        print(f"  auto stops at {len(known)}, {auto:.2f} %", flush=True)
+            lab = Lab(supernet, None, device, store, arguments.out / "files")
+            samples = lab.samples(None, seed=1)
+            key = lab.timer.reference_key
+            scale = baseline[key] / samples.baseline[key]  # all latencies are on one scale
+        auto = error(LatencyPredictor(terms=terms).fit(samples.X, scale * samples.ms), X[tested], ms[tested])
+        print(f"  auto stops at {samples.n}, {auto:.2f} %", flush=True)
 
 
 def coverage(terms: object, X: np.ndarray, ms: np.ndarray) -> float:
@@ -120,10 +123,10 @@ def transfer(
     """Errors on the tested rows of predictors of 10 fitted ones, with and without a source, by how the 10 are chosen:
     means of 20 draws."""
     table = np.stack(list(terms(X).values()), axis=1)
-    errors = {"most telling": np.empty((20, 2)), "random": np.empty((20, 2))}
+    errors = {"most informative": np.empty((20, 2)), "random": np.empty((20, 2))}
     for seed in range(20):
         some = np.random.default_rng(seed).choice(FITTED, 40, replace=False)
-        for which, rows in (("most telling", some[d_optimal_order(table[some])[:10]]), ("random", some[:10])):
+        for which, rows in (("most informative", some[d_optimal_order(table[some])[:10]]), ("random", some[:10])):
             few = np.sort(rows)
             for column, sources in enumerate(([FrozenEstimator(source)], [])):
                 model = LatencyPredictor(terms=terms, sources=sources).fit(X[few], ms[few])

@@ -22,7 +22,8 @@ from latency import make
 from predictors import Store, get_device
 from predictors.machine import fixed_addresses
 from predictors.timing import time_networks
-from recipes.bench import Bench
+from recipes.lab.lab import Lab
+from recipes.values import PROXY
 
 LAYOUTS = ("fixed", "random")
 
@@ -37,10 +38,10 @@ def main() -> None:
     space = supernet.space
     configs = [space.smallest(), *space.decode(space.sample(10, np.random.default_rng(0)))]
     for name in arguments.devices:
-        device, told = get_device(name), {layout: [] for layout in LAYOUTS}
+        device, ratios = get_device(name), {layout: [] for layout in LAYOUTS}
         with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store") as store:
-            bench = Bench(supernet, None, device, store, Path(folder) / "files", {})
-            reference, *sources = [bench._source(config, "search")() for config in configs]
+            lab = Lab(supernet, None, device, store, Path(folder) / "files")
+            reference, *sources = [lab.files.target(config, PROXY).source() for config in configs]
             for _ in range(arguments.processes):
                 for layout in LAYOUTS:
                     with patch(
@@ -50,8 +51,8 @@ def main() -> None:
                         timed = dict(time_networks(device, networks, ("reference", reference), engine="process"))
                     if any(m.device["layout"] != layout for m in timed.values()):
                         raise SystemExit(f"this system has no {layout} layout")
-                    told[layout].append(np.mean([np.log(m.p10 / m.reference_p10) for m in timed.values()]))
-        spread = {layout: 100 * np.std(values, ddof=1) for layout, values in told.items()}
+                    ratios[layout].append(np.mean([np.log(m.p10 / m.reference_p10) for m in timed.values()]))
+        spread = {layout: 100 * np.std(values, ddof=1) for layout, values in ratios.items()}
         print(f"{name}: " + ", ".join(f"{layout} {value:.2f} %" for layout, value in spread.items()), flush=True)
 
 

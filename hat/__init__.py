@@ -9,6 +9,7 @@ from typing import Any
 from supernet.export import Format
 
 FAMILIES = ("Transformer",)  # the supernets, which saved networks name
+DATA_MODULES = ("ParallelText",)
 FORMATS = {
     "huggingface": Format(
         "hat.huggingface:export_huggingface", "transformers", packages=("transformers",), families=("Transformer",)

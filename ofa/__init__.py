@@ -6,6 +6,7 @@ from typing import Any
 from supernet.export import Format
 
 FAMILIES = ("MobileNetV3",)  # the supernets, which saved networks name
+DATA_MODULES = ("ImageData",)
 FORMATS = {
     "timm": Format("ofa.timm:export_timm", "timm", packages=("timm", "safetensors"), families=("MobileNetV3",)),
 }

@@ -21,7 +21,7 @@ from predictors.runtimes.session import Run, RunPart, Source
 from predictors.runtimes.torch import gpu_name
 from predictors.statistics import STATISTICS
 from predictors.store import digest
-from supernet.values import unwrapped
+from supernet.values import did_you_mean, unwrapped
 
 UNIDENTIFYING = ("name", "statistic", "sessions", "tries")  # fields that change no measurement
 LEAST_ROUNDS, LEAST_RUNS = 3, 20  # of a network; the runs in all rounds together
@@ -229,7 +229,8 @@ def get_device(name: str | Path | Device) -> Device:
     elif str(name) in (known := known_devices()):
         device = known[str(name)]()
     else:
-        raise ValueError(f"no device {str(name)!r}; there are {', '.join(sorted(known))}, or a .yaml file of one")
+        hint = did_you_mean(str(name), known)
+        raise ValueError(f"no device {str(name)!r}{hint} There are {', '.join(sorted(known))}, or a .yaml file of one")
     RUNTIMES[device.runtime].version()
     return device
 

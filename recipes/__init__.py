@@ -1,6 +1,7 @@
 """The command `supernet`. A verb is an entry: its name, and the function "module:function" that does it."""
 
 VERBS = {
+    "recipes": "recipes.recipes:recipes",
     "prepare": "recipes.prepare:prepare",
     "devices": "recipes.devices:devices",
     "measure": "recipes.measure:measure",

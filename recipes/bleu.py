@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.saved import import_families, load_subnet, make_data, read_section, read_split
+from recipes.saved import load_subnet, make_data, read_section, read_split
 
 
 def bleu(
@@ -44,11 +44,10 @@ def bleu(
     if beam is not None and beam < 1:
         raise ValueError(f"beam = {beam}: at least 1")
     loader = read_split(split)
-    import_families()
+    network, module = load_subnet(subnet, architecture, data, [loader])
     from hat.huggingface import check_translates, score
     from supernet.saving import load
 
-    network, module = load_subnet(subnet, architecture, data, [loader])
     check_translates(network, subnet)
     if module is None:
         module = make_data(read_section(subnet, data), [loader])

@@ -19,11 +19,13 @@ from types import FrameType
 from typing import Any
 
 from recipes import VERBS
+from recipes.recipes import RECIPES as RECIPES
+from recipes.recipes import find_recipe
 from recipes.saved import import_from_here, looked_in
 from recipes.values import GARBAGE
+from supernet.values import did_you_mean
 
 LIGHTNING = ("fit", "validate", "test")
-RECIPES = Path(__file__).parent
 USERS_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 WRAPPING = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
 
@@ -55,10 +57,11 @@ def main(argv: list[str] | None = None) -> None:
         if os.environ.get("SUPERNET_TRACEBACK") or not users:
             raise
         where = "".join(dict.fromkeys(map(looked_in, re.findall(r"class_path '([\w.]+)'", str(error)))))
-        print(f"supernet: error: {plain(str(error))}{where}", file=sys.stderr)
+        message = str(error) if name == "OptionError" else f"{plain(str(error))}{where}"
+        print(f"supernet: error: {message}", file=sys.stderr)
         if name == "ArgumentError":
-            print(f"supernet {argv[0]} --help tells its options", file=sys.stderr)
-        raise SystemExit(2 if name == "ArgumentError" else 1) from error
+            print(f"supernet {argv[0]} --help lists the options", file=sys.stderr)
+        raise SystemExit(2 if name in ("ArgumentError", "OptionError") else 1) from error
 
 
 class Terminated(KeyboardInterrupt):
@@ -94,7 +97,9 @@ def plain(message: str) -> str:
 def run(argv: list[str]) -> None:
     command = argv[0] if argv else "--help"
     if command in LIGHTNING:
-        from recipes.lightning import SupernetCLI
+        if check_fit(argv):
+            return
+        from recipes.fit import SupernetCLI
 
         # pytorch-lightning 2.6 calls torch's deprecated pytree name itself.
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
@@ -106,30 +111,77 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`")
         keep_freed_memory()
         # Lightning's processes beyond the first run the command of sys.argv.
-        sys.argv = [sys.argv[0], *resolve_recipes(argv)]
+        sys.argv = [sys.argv[0], *("--help" if argument == "--help-all" else argument for argument in argv)]
+        sys.argv[1:] = resolve_recipes(sys.argv[1:])
         SupernetCLI()
     elif command in VERBS:
-        gc.set_threshold(
-            GARBAGE
-        )  # the many objects of imports and exports stay, and looking through them takes seconds
-        from jsonargparse import ArgumentParser
-
-        verb = find_verb(command)
-        verb.__doc__ = with_tables(verb.__doc__)
-        parser = ArgumentParser(
-            prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False
-        )
-        parser.add_argument("-c", "--config", action="config")
-        parser.add_function_arguments(verb, as_positional=False)
-        arguments = parser.parse_args([dashes_to_underscores(argument) for argument in argv[1:]])
-        arguments.pop("config", None)
-        verb(**parser.instantiate(arguments).as_dict())
+        gc.set_threshold(GARBAGE)  # looking through the many objects of imports and exports takes seconds
+        run_verb(command, argv[1:])
     elif command == "--version":
         print(version("supernet"))
     else:
-        print(usage())
         if command not in ("-h", "--help"):
-            raise ValueError(f"{command!r} is not a command")
+            hint = did_you_mean(command, [*LIGHTNING, *VERBS])
+            raise OptionError(f"{command!r} is not a command{hint}\nsupernet --help lists the commands")
+        print(usage())
+
+
+def check_fit(argv: list[str]) -> bool:
+    """Print a help that is asked for, and return whether there was one; refuse misspelt options and recipes.
+
+    All of it before torch is imported.
+    """
+    from recipes.fit_help import START, fit_help, unknown_options
+
+    command, options = argv[0], argv[1:]
+    if command == "fit" and not options:
+        raise OptionError(START)
+    if command == "fit" and {"-h", "--help"} & set(options):
+        print(fit_help())
+        return True
+    for name, known in unknown_options(options):
+        raise OptionError(
+            f"{name} is not an option of supernet {command}{did_you_mean(name, known)}\n"
+            f"supernet {command} --help lists the options"
+        )
+    resolve_recipes(argv)
+    return False
+
+
+class OptionError(ValueError):
+    """Options that cannot be parsed: exit status 2."""
+
+
+def run_verb(command: str, argv: list[str]) -> None:
+    """Parse the options of a verb, and call its function. Misspelt and abbreviated options are refused."""
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def format_help(self) -> str:  # options are spelled with hyphens
+            return re.sub(r"--[a-z][a-z_]*", lambda found: found[0].replace("_", "-"), super().format_help())
+
+    verb = find_verb(command)
+    verb.__doc__ = with_tables(verb.__doc__)
+    parser = Parser(prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="a YAML file of options")
+    parser.add_function_arguments(verb, as_positional=False)
+    if command == "recipes" and argv[:1] == ["copy"] and len(argv) == 3:
+        argv = ["--copy", argv[1], "--to", argv[2]]
+    argv = [dashes_to_underscores(argument) for argument in argv]
+    known = {option for action in parser._actions for option in action.option_strings}
+    for argument in argv:
+        name = argument.partition("=")[0]
+        # A nested key, as of `bounds`, is for the parser.
+        if name.startswith("--") and name.partition(".")[0] not in known:
+            spelled = [option.replace("_", "-") for option in known]
+            hint = did_you_mean(name.replace("_", "-"), spelled)
+            shown = name.replace("_", "-")
+            raise OptionError(
+                f"{shown} is not an option of supernet {command}{hint}\nsupernet {command} --help lists the options"
+            )
+    arguments = parser.parse_args(argv)
+    arguments.pop("config", None)
+    verb(**parser.instantiate(arguments).as_dict())
 
 
 def find_verb(name: str) -> Callable[..., Any]:
@@ -201,7 +253,7 @@ def resolve_recipes(argv: list[str]) -> list[str]:
     resolved = []
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
-        if name in ("--scale-phases", "--scale_phases"):
+        if name == "--scale-phases":
             argument = "--model.scale_phases" + equals + value
         elif name in ("-c", "--config") and equals:
             argument = f"{name}={recipe_path(value)}"
@@ -212,11 +264,5 @@ def resolve_recipes(argv: list[str]) -> list[str]:
 
 
 def recipe_path(name: str) -> str:
-    """A recipe file as given, or the one of that name among the shipped recipes."""
-    if Path(name).is_file():
-        return name
-    shipped = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return str(shipped)
-    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.glob("*/*.yaml"))
-    raise ValueError(f"no recipe file {name!r}, and none is shipped under that name; shipped: {', '.join(known)}")
+    """A recipe file as given, or the shipped recipe of that name."""
+    return name if Path(name).is_file() else str(find_recipe(name))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from recipes.saved import LOADERS, import_families, load_subnet, make_data, read_section, read_split
+from recipes.saved import LOADERS, load_subnet, make_data, read_section, read_split
 
 
 def evaluate(
@@ -30,10 +30,9 @@ def evaluate(
         tokens; of an image network also "balanced_accuracy", the mean over the classes, and "per_class": {class: its
         accuracy}; of a translation network also its "perplexity"
     """
-    loader_of = read_split(split)
-    import_families()
     from supernet.evaluation import evaluate_network
 
+    loader_of = read_split(split)
     network, module = load_subnet(subnet, architecture, data, [loader_of])
     if module is None:
         module = make_data(read_section(subnet, data), [loader_of])

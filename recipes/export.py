@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from recipes.saved import import_families, load_subnet, make_data, read_section
+from recipes.saved import check_saved, import_families, load_subnet, make_data, read_section
 
 
 def export(
@@ -42,11 +42,16 @@ def export(
     import_families()
     from supernet.atomic import check_writable
     from supernet.export import DYNAMIC, Request, check_network, check_request, known_formats
-    from supernet.export.folder import check_place, write_export
 
     names = list(dict.fromkeys(name.strip() for name in format.split(",")))
     check_request(names, batch, opset)
     check_writable(out)
+    check_saved(subnet)
+    for taken in (Path(out) / name for name in names):
+        if taken.exists() and not overwrite:
+            raise FileExistsError(f"{taken} already exists: choose another --out, or --overwrite true")
+    from supernet.export.folder import check_place, write_export
+
     network, module = load_subnet(subnet, architecture, data, ())
     check_network(names, network, subnet)
     folder = Path(out)

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from predictors.devices import get_device
+from recipes.formats import written_by
 from recipes.lab import open_lab
+from recipes.saved import check_supernet
 from recipes.values import FIRST_SAMPLES, MAX_TIMED, ending_on_sigterm, read_samples
 from supernet.values import integer
 
@@ -56,6 +59,8 @@ def measure(
     max_samples = integer("max_samples", max_samples, FIRST_SAMPLES)
     if not 0 < max_seconds < math.inf:
         raise ValueError(f"max_seconds = {max_seconds} is not a positive number")
+    check_supernet(supernet, data)
+    written_by(get_device(device))
     options = {"data": data, "store": store, "files": files, "engine": engine, "workers": workers}
     with ending_on_sigterm(), open_lab(supernet, device, splits=(), **options) as lab:
         return measure_space(lab, number, max_samples, max_seconds, seed)

@@ -18,22 +18,45 @@ def read_split(name: str) -> str:
 
 
 def load_subnet(folder: str, architecture: str | None, data: str | None, splits: Sequence[str]) -> tuple[Any, Any]:
-    """A saved subnet, or the one of a supernet that `architecture` names; and the data module (with those `splits`), if
-    one was made."""
+    """A saved subnet, or the subnet of a supernet that `architecture` names; and the data module, if one was made.
+
+    ValueError where the folder does not hold a saved network, before torch is imported.
+    """
+    extracted = check_saved(folder)
+    if extracted and architecture is not None:
+        raise ValueError(f"{folder} is a subnet, which has one architecture: leave {architecture} out")
+    if not extracted and architecture is None:
+        raise ValueError(
+            f"{folder} is a supernet: name a subnet of it (--architecture largest, smallest or a file of a config)"
+        )
+    if data is not None and not Path(data).is_file():
+        raise FileNotFoundError(f"--data {data}: this file does not exist")
+    import_families()
     from supernet.model import calibrate
     from supernet.saving import load
 
     network = load(folder)
-    if network.extracted:
-        if architecture is not None:
-            raise ValueError(f"{folder} is a subnet, which has one architecture: leave {architecture} out")
+    if extracted:
         return network, None
-    if architecture is None:
-        raise ValueError(f"{folder} is a supernet: say which subnet of it (--architecture largest, smallest or a file)")
     subnet = network.extract(read_config(network.space, architecture)).eval()
     module = make_data(read_section(folder, data), splits)
     network.check_data(module.input_spec)
     return calibrate(subnet, module.calibration_batches()), module
+
+
+def check_saved(folder: str) -> bool:
+    """Whether a folder holds a subnet, not a supernet; ValueError where it holds neither. It imports no torch."""
+    from supernet.description import read_description
+
+    return read_description(folder)["config"] is not None
+
+
+def check_supernet(folder: str, data: str | None = None) -> None:
+    """Raise ValueError where a folder does not hold a supernet, or a file of data is missing. It imports no torch."""
+    if check_saved(folder):
+        raise ValueError(f"{folder} is a subnet: this needs its supernet")
+    if data is not None and not Path(data).is_file():
+        raise FileNotFoundError(f"--data {data}: this file does not exist")
 
 
 def read_config(space: Any, name: str) -> Any:
@@ -78,7 +101,7 @@ def read_section(folder: str, data: str | None = None) -> dict[str, Any]:
     """The class_path and init_args of a YAML file, or of the data that a saved network was trained on."""
     import yaml
 
-    from supernet.saving import read_description
+    from supernet.description import read_description
 
     try:
         section = yaml.safe_load(Path(data).read_text()) if data else read_description(folder).get("data")

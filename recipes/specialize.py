@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 import recipes.lab as labs
+from predictors.engines import ENGINES
 from recipes.choosing import choose, distinct, none_met, shortlist
 from recipes.constraints import LATENCY, Bounds, Constraints, Deployed, constrain
 from recipes.quality import RANKED_BY, Effort, Memory, Quality
 from recipes.report import Report
 from recipes.results import FRONT_FILES, result_files, write_fronts, write_result
+from recipes.saved import check_supernet
 from recipes.values import ending_on_sigterm, read_budgets, read_samples
 from supernet.atomic import check_free, check_writable, lock_folder, remove_leftovers
 from supernet.evaluation import find_metric
@@ -249,6 +251,9 @@ def specialize(
     several = pareto is not None or len(budgets) * len(device.split(",")) > 1
     devices = read_devices(device)
     folder = Path(out)
+    check_supernet(supernet, data)
+    if engine not in ENGINES:
+        raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
     check_folder(folder, Path(supernet), devices, budgets, several, overwrite)
     options = {"data": data, "store": store, "files": files, "engine": engine, "workers": workers}
     with ending_on_sigterm(), lock_folder(folder.absolute(), inside=several):
@@ -318,7 +323,7 @@ def place(folder: Path, device: str, budget: float) -> Path:
 def read_devices(given: str) -> dict[str, str]:
     """{name: as given} of devices that are separated by commas; ValueError for two of one name, or an unknown one."""
     from predictors.devices import get_device
-    from recipes.lab.files import written_by
+    from recipes.formats import written_by
 
     devices: dict[str, str] = {}
     for part in dict.fromkeys(part.strip() for part in given.split(",")):

@@ -15,14 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from supernet.atomic import write_folder
+from supernet.description import DESCRIPTION, FORMAT, NETWORK_FILES, WEIGHTS, read_description
 from supernet.model import Supernet
 from supernet.space import SearchSpace
 from supernet.values import json_value
-
-FORMAT = 1
-
-
-NETWORK_FILES = DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
 
 
 def describe(network: Supernet) -> dict[str, Any]:
@@ -110,23 +106,3 @@ def load(folder: str | Path) -> Supernet:
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{Path(folder) / WEIGHTS} cannot be read as this network's weights: {error}") from error
     return network.eval()
-
-
-def read_description(folder: str | Path) -> dict[str, Any]:
-    """The description in a folder that `save` wrote, checked for completeness."""
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        inside = f"; {path.parent / 'supernet'} has" if (path.parent / "supernet" / DESCRIPTION).is_file() else ""
-        raise ValueError(f"{folder} does not hold a saved network: it has no {DESCRIPTION}{inside}")
-    try:
-        description = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a description of format {FORMAT}")
-    missing = {"family", "arguments", "space", "config", "input_spec"} - description.keys()
-    if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}")
-    if not isinstance(description["input_spec"], dict):
-        raise ValueError(f"{path}: input_spec is {description['input_spec']!r}, and no mapping")
-    return description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,12 @@ def generator(rng: Any, name: str = "rng") -> np.random.Generator:
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         raise ValueError(f"{name} = {rng!r} is neither a seed (a whole number) nor a numpy.random.Generator")
     return np.random.default_rng(integer(name, plain, 0))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the known name that is most like a misspelt one; "" if none is like it."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def in_batches(arrays: Mapping[str, np.ndarray], size: int | None) -> Iterator[dict[str, np.ndarray]]:

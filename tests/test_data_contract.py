@@ -18,7 +18,7 @@ import recipes.evaluate
 import recipes.saved
 import recipes.specialize
 from recipes.cli import main
-from recipes.lightning import follow_data
+from recipes.fit import follow_data
 from supernet.data import calibration_batches, check_module, first_batch, image_spec
 from supernet.phases import Phase
 from supernet.saving import load

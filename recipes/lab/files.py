@@ -16,15 +16,15 @@ from torch import Tensor
 
 from predictors.devices import Device
 from predictors.ledger import Ledger
-from predictors.runtimes import RUNTIMES
 from predictors.store import digest
 from predictors.timer import Target
+from recipes.formats import device_format, written_by
 from recipes.lab.keys import batch_digests, code_id, network_key, state_digest
 from recipes.lab.workers import Sharing
 from recipes.values import PROXY, RELEASE
 from supernet.atomic import write_folder
 from supernet.evaluation import Metric, evaluate_network
-from supernet.export import DYNAMIC, Format, Request, known_formats
+from supernet.export import DYNAMIC, Request
 from supernet.export.folder import exported_as, saved_as
 from supernet.export.onnx import finish_onnx
 from supernet.export.parts import PLAN, calibration_feeds, write_plan
@@ -36,34 +36,6 @@ from supernet.saving import WEIGHTS, write_network
 ROOM_MEASURED, ROOM_PROPERTY = 2000, 16  # bytes that measured values, and the frame of a property, take at most
 CACHE_BYTES, CACHE_FOLDERS = 4e9, 64  # of exported networks; how many stay whatever their size
 KEPT_BYTES = 200e6  # of delivered files that are kept beside the store
-
-
-def device_format(device: Device) -> Format:
-    """The export format of the files that a device times; ValueError if there is no such format."""
-    if device.format not in (known := known_formats()):
-        raise ValueError(
-            f"{device.name}: {device.runtime} loads files of the format {device.format!r} for {device.precision}, which"
-            f" is not one of {', '.join(known)}"
-        )
-    return known[device.format]
-
-
-def written_by(device: Device) -> tuple[str, ...]:
-    """The programs, with versions, that write the files that a device times; none if it times modules of torch.
-
-    ImportError, with what to install, where one of them is not installed.
-    """
-    return () if device.times_modules else device_format(device).written_by()
-
-
-def known_writers() -> list[tuple[str, ...]]:
-    """`written_by` of all devices that could time networks here, each once."""
-    found: dict[tuple[str, ...], None] = {}
-    for runtime in RUNTIMES.values():
-        for name in runtime.formats.values() if runtime.formats else (None,):
-            with suppress(ImportError):
-                found[known_formats()[name].written_by() if name in known_formats() else ()] = None
-    return list(found)
 
 
 def write_network_files(

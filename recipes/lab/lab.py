@@ -25,7 +25,7 @@ from recipes.lab.keys import code_digests, family_modules
 from recipes.lab.sampling import TimedSamples, time_samples
 from recipes.lab.splits import SELECTION, batches_of, joined, within_bytes
 from recipes.lab.workers import LARGEST, Sharing
-from recipes.saved import LOADERS, import_families, make_data, read_section
+from recipes.saved import LOADERS, check_supernet, import_families, make_data, read_section
 from recipes.values import PROXY
 from supernet.evaluation import METRICS
 from supernet.model import Supernet
@@ -233,9 +233,8 @@ def open_lab(
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
     import_families()
+    check_supernet(str(supernet), data)
     network = load(supernet)
-    if network.extracted:
-        raise ValueError(f"{supernet} is a subnet: this needs its supernet")
     timed_on = get_device(device)
     path = Path(store) if store else Path(supernet).resolve().parent / "measurements.sqlite"
     with ExitStack() as stack:

@@ -18,7 +18,7 @@ from predictors.accuracy import AccuracyPredictor
 from predictors.latency import LatencyPredictor, d_optimal_order, has_converged, quality
 from predictors.statistics import TOO_NOISY, robust_latencies
 from predictors.timer import Baseline, known_sessions, ratio_interval
-from recipes.lab.files import known_writers
+from recipes.formats import known_writers
 from recipes.lab.keys import network_key
 from recipes.values import FIRST_SAMPLES, FIRST_WITH_TRANSFER, MAX_EVALUATED, MAX_TIMED, MIN_SAMPLES, PROXY, RELEASE
 from supernet.space import SearchSpace

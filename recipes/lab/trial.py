@@ -13,7 +13,7 @@ from predictors.devices import Device
 from predictors.engines import NetworkError
 from predictors.statistics import Failure, Measurement
 from predictors.timing import time_networks
-from recipes.lab.files import device_format
+from recipes.formats import device_format
 from supernet.export import Request
 from supernet.model import Part
 

@@ -6,6 +6,7 @@ import enum
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
@@ -54,16 +55,22 @@ CKPT_PATH = (
 class EpochLines(ProgressBar):
     """Prints a line per epoch where standard output is not a terminal; Lightning's bars are unreadable in a log.
 
-    Figures of validation are in the lines of the epochs that were validated.
+    A line has the phase, the time of the epoch, the time left and the metrics; those of validation only where the epoch
+    was validated.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.validated: set[str] = set()  # names of validation's figures
+        self.validated: set[str] = set()  # names of the metrics of validation
         self.fresh: set[str] = set()
+        self.began, self.first_step = time.perf_counter(), 0
 
     def disable(self) -> None:
         pass
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        super().on_train_epoch_start(trainer, task)
+        self.began, self.first_step = time.perf_counter(), trainer.global_step
 
     def on_validation_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         super().on_validation_start(trainer, task)
@@ -80,11 +87,22 @@ class EpochLines(ProgressBar):
         metrics = trainer.callback_metrics
         names = [name for name in metrics if name not in self.validated or name in self.fresh]
         self.fresh = set()
-        figures = ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
+        shown = ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names if name != "phase")
         of = f" of {trainer.max_epochs}" if trainer.max_epochs > 0 else ""
         step = trainer.global_step % task.steps_per_epoch
         part = f", to step {step} of {task.steps_per_epoch}" if step else ""
-        rank_zero_only(print)(f"epoch {trainer.current_epoch + 1}{of}{part}: {figures}", flush=True)
+        seconds, steps = time.perf_counter() - self.began, max(1, trainer.global_step - self.first_step)
+        index, _ = locate(task.phases, task.steps_per_epoch, max(0, trainer.global_step - 1))
+        left = duration(seconds / steps * max(0, task.total_steps - trainer.global_step))
+        where = f"phase {task.phases[index].name}, {duration(seconds)}, about {left} left"
+        rank_zero_only(print)(f"epoch {trainer.current_epoch + 1}{of}{part} ({where}): {shown}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 8 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Begin(pl.Callback):

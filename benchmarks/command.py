@@ -1,0 +1,60 @@
+"""CPU seconds of the command's help and of refusals, user and system of the whole process: the median of some runs.
+
+python benchmarks/command.py [--runs 5]
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DESCRIPTION = '{"format": 1, "family": "MobileNetV3", "arguments": {}, "space": {}, "config": null, "input_spec": {}}'
+LINES = {
+    "help of the command": "--help",
+    "help of fit": "fit --help",
+    "help of specialize": "specialize --help",
+    "help of export": "export --help",
+    "a misspelt verb": "specialise",
+    "a misspelt option": "specialize --max-latncy 1",
+    "a misspelt key of fit": "fit --config ofa/digits --model.clp_norm 1",
+    "a misspelt recipe": "fit --config ofa/digit",
+    "a misspelt device": "specialize --supernet {supernet} --device onnxrutime --max-latency 1 --out {new}",
+    "a missing budget": "specialize --supernet {supernet} --device onnxruntime --out {new}",
+    "a folder without a supernet": "specialize --supernet {new} --device onnxruntime --max-latency 1 --out {new}",
+    "an output folder that exists": (
+        "specialize --supernet {supernet} --device onnxruntime --max-latency 1 --out {supernet}/.."
+    ),
+    "all keys of fit (--help-all)": "fit --help-all",
+}
+
+
+def cpu_seconds(arguments: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = "from recipes.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    print("| command | CPU seconds, median | smallest | largest |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        supernet = Path(folder) / "supernet"
+        supernet.mkdir()
+        (supernet / "network.json").write_text(DESCRIPTION)
+        places = {"supernet": supernet, "new": Path(folder) / "new"}
+        for what, line in LINES.items():
+            seconds = [cpu_seconds([part.format(**places) for part in line.split()]) for _ in range(arguments.runs)]
+            print(
+                f"| {what} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
