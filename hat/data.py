@@ -301,7 +301,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> PreTrai
     """The tokenizer of a folder, checked: as many tokens (if given), and the special ones where they belong."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no tokenizer: there is no {path}")
+        raise ValueError(f"{folder} holds no tokenizer: {path} does not exist")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself

@@ -140,7 +140,7 @@ def save_huggingface(
 def from_huggingface(model: HatForConditionalGeneration | str | Path) -> Transformer:
     """The subnet that a model, or its folder, was made of, with the model's weights, in eval mode.
 
-    Raises ValueError, with the reason, where there is no such model, or it was not made of a subnet.
+    Raises ValueError, with the reason, where the model does not exist, or was not made from a subnet.
     """
     try:
         if not isinstance(model, HatForConditionalGeneration):
@@ -148,7 +148,7 @@ def from_huggingface(model: HatForConditionalGeneration | str | Path) -> Transfo
                 raise ValueError(f"{model} has no config.json")
             model = HatForConditionalGeneration.from_pretrained(model)
         if not hasattr(model.config, "subnet"):
-            raise ValueError("the config does not say of which subnet")
+            raise ValueError("the config does not name its subnet")
         # transformers sorts what it writes; choices are in the order of the fields.
         choices = {
             field.name: model.config.subnet["space"][field.name] for field in dataclasses.fields(TransformerConfig)

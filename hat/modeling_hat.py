@@ -50,13 +50,13 @@ class HatConfig(PreTrainedConfig):
         encoder_self_attention_heads, decoder_self_attention_heads, decoder_ende_attention_heads: heads.
         decoder_arbitrary_ende_attn: -1, 1 or 2 for attention to the last 1, 2 or 3 encoder layers.
         encoder_relu_power, decoder_relu_power: 1, a ReLU, or 2, its square.
-        encoder_conv_kernel_size, decoder_conv_kernel_size: of the convolutions in self-attention, of which a kernel
+        encoder_conv_kernel_size, decoder_conv_kernel_size: of the convolutions in self-attention, where a kernel
             of 1 is a factor per channel; None where the side has no convolutions.
         qkv_dim, head_dim: attention is qkv_dim wide inside, or head_dim times its heads where that is not None.
         normalize_before: norms before the sublayers, and one at the end of both sides.
         encoder_dropout, decoder_dropout, attention_dropout: probabilities, as this network trains with.
         max_positions: the longest sentence, in tokens.
-        encoder_position_dim, decoder_position_dim: columns of the position tables, of which the leading ones are used.
+        encoder_position_dim, decoder_position_dim: columns of the position tables; the leading columns are used.
     """
 
     model_type = "hat"
@@ -457,10 +457,10 @@ class HatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds, decoder_inputs_embeds: vectors (B, S, E) and (B', T, D) in place of those that
                 `get_input_embeddings()` and the decoder's embeddings have for tokens.
             labels: the target (B, T), padded on the right with -100, which is ignored; else ValueError.
-            use_cache: return a cache: the given one, or a new one. True by default where there are no labels.
+            use_cache: return a cache: the given one, or a new one. True by default without labels.
             output_attentions: return the weights of attention, one tensor a layer: `encoder_attentions`
                 (B, heads, S, S), `decoder_attentions` (B', heads, T, T), `cross_attentions` (B', heads, T, span x S),
-                of which the first S keys are of the last encoder layer, the next S of the layer before it.
+                where the first S keys are of the last encoder layer, the next S of the layer before it.
             output_hidden_states: return `encoder_hidden_states` and `decoder_hidden_states`, embeddings first.
             num_items_in_batch: the number of targets by which the loss is divided; the targets of `labels` if None.
             kwargs: other arguments of transformers' models, which are not used.

@@ -528,7 +528,7 @@ COST_ARGUMENTS = (
 class TransformerCosts:
     """Cost terms of Transformer networks, in closed form over (n, layer) arrays; lengths in tokens.
 
-    They are of one sentence. What is timed has `beam` hypotheses of it in the decoder, which a latency is told by.
+    They are of one sentence. A timed inference has `beam` hypotheses of it in the decoder; its latency depends on them.
     """
 
     space: SearchSpace

@@ -71,7 +71,7 @@ def config_to_yml(config: TransformerConfig, path: str | Path) -> None:
 
 
 def space_from_yml(path: str | Path) -> SearchSpace:
-    """The space of a space's yml file, of which each list is that of all layers; other keys are ignored.
+    """The space in a yml file, where each list holds the choices of all layers; other keys are ignored.
 
     ValueError names the file and the key of what is missing or wrong.
     """
@@ -101,7 +101,7 @@ def entry(settings: Mapping[str, Any], key: str, path: str | Path) -> Any:
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {key} = {value!r} is no list of numbers") from error
+        raise ValueError(f"{path}: {key} = {value!r} is not a list of numbers") from error
 
 
 def number(settings: Mapping[str, Any], name: str, key: str, path: str | Path) -> int:
@@ -113,7 +113,7 @@ def number(settings: Mapping[str, Any], name: str, key: str, path: str | Path) -
 def numbers(settings: Mapping[str, Any], name: str, key: str, path: str | Path) -> list[int]:
     values = entry(settings, key, path)
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{path}: {key} = {values!r} is no list of numbers")
+        raise ValueError(f"{path}: {key} = {values!r} is not a list of numbers")
     for value in values:
         check_number(name, value, f"{path}: {key}")
     return values
@@ -197,7 +197,7 @@ def check_trained_with(arguments: Any, supernet: Transformer) -> None:
 
 
 def published_names(supernet: Transformer) -> dict[str, tuple[str, ...]]:
-    """{name in a published checkpoint: our names, of which it is the rows, one after another}.
+    """{name in a published checkpoint: our names, whose rows it holds one after another}.
 
     ValueError where the supernet is of another convention than HAT's.
     """

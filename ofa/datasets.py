@@ -190,7 +190,7 @@ def open_dataset(name: str, root: str | None, download: bool, arguments: Mapping
         raise ValueError(f"dataset: {name!r} is not {', '.join(BY_NAME)}, torchvision:NAME or timm:NAME")
     for what, part in (("training", source.train), ("test", source.test)):
         if not len(part):
-            raise ValueError(f"{name}: there is no {what} image")
+            raise ValueError(f"{name}: it has no {what} image")
         if part.labels.min() < 0 or part.labels.max() >= len(source.classes):
             low, high = part.labels.min(), part.labels.max()
             raise ValueError(
@@ -272,7 +272,7 @@ def image_folder(root: str | None, download: bool) -> Source:
         raise ValueError(f"{root} is not an image folder with train/CLASS/ and val/CLASS/: {error}") from error
     for part, classes in zip(parts, names):
         if not classes:
-            raise ValueError(f"{root} is not an image folder: there is no class folder in {part}")
+            raise ValueError(f"{root} is not an image folder: {part} has no class folder")
     if names[0] != names[1]:
         raise ValueError(f"{root}: train has the classes {names[0]}, val has {names[1]}")
     found = []
@@ -610,7 +610,7 @@ def timm_image(reader: Any, index: int) -> Image.Image:
 
 
 def encoded(reader: Any) -> Encoded:
-    """A part of a data set of Hugging Face's, whose fingerprint tells when its files have changed."""
+    """A split of a Hugging Face data set; its fingerprint changes with its files."""
     return Encoded(reader.dataset._fingerprint, partial(timm_image, reader), [*reader.iter_targets()])
 
 

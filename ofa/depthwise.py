@@ -1,7 +1,7 @@
 """Depthwise convolution whose weight gradient is fast on a CPU.
 
 torch's (oneDNN's) weight gradient of a depthwise convolution is fast only for weights at most 3 wide; a 5x5 or 7x7
-takes several times as long as its forward pass. Here a wide kernel is cut into strips 3 wide, each of which is the
+takes several times as long as its forward pass. Here a wide kernel is cut into strips 3 wide, and each strip is the
 weight gradient of a narrow convolution over the same, shifted image. `benchmarks/overhead.py` shows the gain:
 extracted subnets train with torch's.
 """

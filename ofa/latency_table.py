@@ -32,7 +32,7 @@ class LatencyTable:
     def read(cls, terms: MobileNetV3Costs, folder: str | Path) -> LatencyTable:
         """From OFA's files, SIZE_lookup_table.yaml for each resolution of the space: {layer: {"mean": ms, ...}}.
 
-        ValueError names the file that is no such table, or lacks a layer that a network of the space has.
+        ValueError names a file that is not such a table, or that lacks a layer of a network of the space.
         """
         tables = [_Table(Path(folder) / f"{size}_lookup_table.yaml") for size in terms.space["resolution"].values]
         sizes = terms.space["resolution"].values
@@ -121,7 +121,7 @@ def sides_of(terms: MobileNetV3Costs, size: int) -> list[int]:
 
 
 class _Table:
-    """A file's layers; one that it lacks is told by its name."""
+    """The layers of a file; a missing layer is reported by its name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,7 +130,7 @@ class _Table:
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         if not isinstance(self.rows, dict):
-            raise ValueError(f"{path} is no latency table: it holds a {type(self.rows).__name__}")
+            raise ValueError(f"{path} is not a latency table: it holds a {type(self.rows).__name__}")
 
     def __getitem__(self, key: str) -> float:
         try:

@@ -48,7 +48,7 @@ class Device:
             program does something else in between. A small network then takes up to 3 times as long.
         statistic: the one that a budget is judged on: min, p10, median or p90.
         sessions: in which a network is timed that a predictor learns from.
-        tries: measurements of an exported file, of which the least disturbed one is accepted where all are disturbed.
+        tries: measurements of an exported file; if all of them are disturbed, the least disturbed one is accepted.
     """
 
     name: str

@@ -308,7 +308,7 @@ def end_with_stdin() -> None:
 
 @contextmanager
 def runtime_threads(device: Device) -> Iterator[None]:
-    """Set torch's thread count, and float32 without TF32 on GPUs, both of which are global, while networks run.
+    """Set torch's thread count, and float32 without TF32 on GPUs, while networks run. Both settings are global.
 
     Other runtimes have the thread count in their session. Denormals are flushed on the calling thread, which is the
     worker's own.

@@ -166,7 +166,7 @@ def fit_relative_huber(
 def mean_and_scale(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What standardises terms (n, terms): each one's mean and standard deviation.
 
-    That of a constant term, which tells nothing that an intercept does not, is infinite.
+    That of a constant term is infinite: an intercept says the same.
     """
     mean, scale = terms.mean(axis=0), terms.std(axis=0)
     scale[scale <= 1e-12 * np.abs(mean)] = np.inf
@@ -174,7 +174,7 @@ def mean_and_scale(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def d_optimal_order(terms: np.ndarray, first: int = 0) -> np.ndarray:
-    """The order (n,) of rows of terms (n, terms) in which each tells a linear model the most beyond those before it.
+    """The order (n,) of rows of terms (n, terms) in which each informs a linear model most beyond the rows before it.
 
     After the `first` rows, which stay where they are, it is always the one whose prediction varies most given those
     before (a sequential D-optimal design: Wynn, Annals of Mathematical Statistics 41, 1970). Of few rows that were
@@ -187,9 +187,9 @@ def d_optimal_order(terms: np.ndarray, first: int = 0) -> np.ndarray:
     order = np.empty(len(rows), dtype=int)
     for k in range(len(rows)):
         order[k] = i = k if k < first else variance.argmax()
-        told, row = covariance @ rows[i], rows[i]
-        covariance -= np.outer(told, told) / (1 + row @ told)
-        variance -= (rows @ told) ** 2 / (1 + row @ told)
+        projected, row = covariance @ rows[i], rows[i]
+        covariance -= np.outer(projected, projected) / (1 + row @ projected)
+        variance -= (rows @ projected) ** 2 / (1 + row @ projected)
         variance[i] = -np.inf
     return order
 

@@ -86,8 +86,8 @@ class Store:
     """Measurements by key, only ever added to; a context manager.
 
     `TABLES` has the columns: `latency`, `confirmation` and `failure` are keyed by (network_id, device_id), `footprint`
-    by its kind too, `accuracy` and `items` by (network_id, weights_id, data_id). The network_id of failures of files
-    that ship is that of the network with its weights. One key may have several records, as they were taken.
+    by its kind too, `accuracy` and `items` by (network_id, weights_id, data_id). Failures of delivered files are keyed
+    by the identity of the network with its weights. One key may have several records, as they were taken.
     Each `add` is a commit of its own, so that a killed process loses nothing that `add` returned from; several
     processes may write at once, each with its own Store. A file that is not a store, is damaged or has other tables
     raises ValueError: what SQLite's quick_check finds when it is opened (its integrity_check, which also compares

@@ -21,18 +21,18 @@ def devices() -> dict[str, str]:
     from recipes.lab.trial import try_device
 
     table = Table("device", "runtime", "precision", "threads", "on this machine", box=None)
-    told = {}
+    results = {}
     for name, make in sorted(known_devices().items()):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 device = make()
                 try_device(device, Path(folder))
-                told[name] = "works"
+                results[name] = "works"
             except Exception as error:  # whatever another package's device, or a runtime, makes of it
-                told[name] = str(error)
-        columns = (device.runtime, device.precision, str(device.threads)) if told[name] == "works" else ("", "", "")
+                results[name] = str(error)
+        columns = (device.runtime, device.precision, str(device.threads)) if results[name] == "works" else ("", "", "")
         table.add_row(
-            name, *columns, escape(told[name].splitlines()[0]) if told[name] else "fails, and does not say why"
+            name, *columns, escape(results[name].splitlines()[0]) if results[name] else "fails, and does not say why"
         )
     Console().print(table)
-    return told
+    return results

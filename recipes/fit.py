@@ -253,7 +253,7 @@ class SupernetCLI(LightningCLI):
         run, given = Path(subcommand["run"]), subcommand["ckpt_path"] or default
         path = find_checkpoint(run, given)
         if path is None and self.subcommand != "fit":
-            raise ValueError(f"--ckpt_path {given}: there is no file {run / LAST}")
+            raise ValueError(f"--ckpt_path {given}: {run / LAST} does not exist")
         subcommand["ckpt_path"] = None if path is None else str(path)
 
     def before_validate(self) -> None:

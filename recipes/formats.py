@@ -10,7 +10,7 @@ from supernet.export import Format, known_formats
 
 
 def device_format(device: Device) -> Format:
-    """The export format of the files that a device times; ValueError if there is no such format."""
+    """The export format of the files that a device times; ValueError for an unknown format."""
     if device.format not in (known := known_formats()):
         raise ValueError(
             f"{device.name}: {device.runtime} loads files of the format {device.format!r} for {device.precision}, which"

@@ -58,7 +58,7 @@ def write_result(lab: Lab, report: Report, folder: str | Path) -> Report:
 
 
 def result_files(folder: Path) -> set[str]:
-    """The files of an earlier result in a folder, which a new result may replace; none if there is no report."""
+    """The files of an earlier result in a folder, which a new result may replace; none without a report."""
     try:
         return set(json.loads((folder / REPORT).read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -182,7 +182,7 @@ def equal_average(average: Tensor, weight: Tensor, count: Tensor) -> Tensor:
 def of_stochastic(callback: lightning.StochasticWeightAveraging) -> WeightAverage:
     """StochasticWeightAveraging: the mean of the weights at the ends of the epochs from `swa_epoch_start` on.
 
-    The learning rate goes from the phases' to `swa_lrs` within `annealing_epochs` epochs. There is no additional epoch
+    The learning rate goes from the phases' to `swa_lrs` within `annealing_epochs` epochs. No epoch is added
     for BatchNorm statistics.
     """
 

@@ -104,8 +104,8 @@ def check_module(data: Any, needs: Iterable[str]) -> None:
     """
     name = type(data).__name__
     if lacks := [need for need in needs if not gives(data, need)]:
-        told = "".join(f"\n  {need}: {HOW[need]}" for need in lacks)
-        raise ValueError(f"the data module {name} has no {', '.join(lacks)}, which is needed:{told}")
+        needs = "".join(f"\n  {need}: {HOW[need]}" for need in lacks)
+        raise ValueError(f"the data module {name} has no {', '.join(lacks)}, which is needed:{needs}")
     if "input_spec" in needs:
         if not isinstance(data.input_spec, Mapping):
             raise ValueError(f"{name}.input_spec is {_kind(data.input_spec)}: a dict is expected")
@@ -158,7 +158,7 @@ def check_loader(loader: Any, where: str, input_spec: Mapping[str, Any] | None, 
     for one in loaders if all(isinstance(one, DataLoader) for one in loaders) else [loader]:
         batch = first_batch(one)
         if batch is None:
-            raise ValueError(f"{where} gives no batch: there is no data in it")
+            raise ValueError(f"{where} gives no batch: its data set is empty")
         check_batch(batch, where, input_spec, inputs)
 
 
@@ -177,7 +177,7 @@ def check_calibration(data: Any, inputs: int | None) -> None:
 
 
 def first_batch(loader: Any) -> Any:
-    """A first batch of a loader, of at most two items where it is a DataLoader; None where there is no batch.
+    """A first batch of a loader, of at most two items where it is a DataLoader; None where the loader is empty.
 
     The global random state stays as it was.
     """

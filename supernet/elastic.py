@@ -183,7 +183,7 @@ class ElasticLinear(Elastic, nn.Linear):
 
 
 class ElasticEmbedding(Elastic, nn.Embedding):
-    """Embedding of which the first `active_dim` columns are looked up. Input any shape of int64, output (..., dim).
+    """Embedding that looks up its first `active_dim` columns. Input any shape of int64, output (..., dim).
 
     Where it is sliced, its backward pass adds to a block of the weight's `.grad` (see `linear`).
     """
@@ -443,7 +443,7 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
 
 
 class ElasticSequential(Elastic, nn.Sequential):
-    """Sequential of which the first `active_depth` modules run."""
+    """Sequential that runs its first `active_depth` modules."""
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
@@ -465,7 +465,7 @@ class ElasticSequential(Elastic, nn.Sequential):
 
 
 class ElasticModuleList(Elastic, nn.ModuleList):
-    """ModuleList of which the first `active_depth` modules are there for whoever iterates over it."""
+    """ModuleList that iterates over its first `active_depth` modules."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__(modules)

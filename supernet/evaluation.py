@@ -102,7 +102,7 @@ def evaluate_items(
             parts[name].append(of_targets.reshape(len(target), -1).double().sum(1).cpu().numpy())
     items = {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}
     if items["counted"].sum() == 0:
-        raise ValueError("there is no target to evaluate on")
+        raise ValueError("all targets are ignored: nothing can be evaluated")
     return items
 
 

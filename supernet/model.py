@@ -72,7 +72,7 @@ class Supernet(nn.Module, ABC):
     metric: str = "accuracy"
     """The metric that networks are chosen by, an entry of `supernet.evaluation.METRICS`."""
     files_form: tuple[str, ...] = ()
-    """What tells apart the files that are written of the same network in different forms, which take other times."""
+    """Identifies the form of the network's files: the same network in another form has another latency."""
 
     def __init__(self, space: SearchSpace, arguments: dict[str, Any]) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ def calibrate(subnet: nn.Module, batches: Tensor | Iterable[Tensor | Sequence[Te
                 inputs = model_inputs(subnet, batch, device)
                 inputs = [x.to(full) if x.is_floating_point() else x for x in inputs]
                 if seen and len(inputs[0]) == 1:
-                    continue  # a last batch of one item, of which torch takes no statistics where a map is 1 x 1
+                    continue  # a last batch of one item: torch computes no statistics of it where a map is 1 x 1
                 if isinstance(subnet, Supernet):
                     inputs = subnet.prepare(inputs)
                 seen += len(inputs[0])

@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The items, with `what` is done and how many there are: a progress bar, or a line where there is no terminal."""
+    """The items, shown as a progress bar with the text `what`; as one line with their number outside a terminal."""
     if not total:
         return
     if sys.stdout.isatty():

@@ -162,10 +162,12 @@ def find_checkpoint(run: Path, given: str | None) -> Path | None:
         return newest(run) if given else None
     if given == "hpc":
         if not (found := requeued(run)):
-            raise ValueError(f"--ckpt_path hpc: there is no file {run / 'hpc_ckpt_N.ckpt'}, of a job that was requeued")
+            raise ValueError(
+                f"--ckpt_path hpc: {run / 'hpc_ckpt_N.ckpt'} does not exist; Lightning writes it for a requeued job"
+            )
         return found[-1]
     if not Path(given).is_file():
-        raise ValueError(f"--ckpt_path {given}: there is no file {given}")
+        raise ValueError(f"--ckpt_path {given}: this file does not exist")
     return Path(given)
 
 

@@ -53,13 +53,13 @@ def test_a_taken_folder_is_not_overwritten_unasked(run):
 def test_resuming_a_file_that_is_not_there_is_an_error(tmp_path):
     options = ["--run", str(tmp_path / "none"), "--ckpt_path", str(tmp_path / "absent.ckpt")]
     done = supernet("fit", "--config", "ofa/digits", *options, *SMALL)
-    assert done.returncode == 1 and "there is no file" in done.stderr and not (tmp_path / "none").exists()
+    assert done.returncode == 1 and "this file does not exist" in done.stderr and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_what_is_validated_is_the_runs_checkpoint(run, tmp_path, verb):
     done = supernet(verb, "--config", "ofa/digits", "--run", str(tmp_path))
-    assert done.returncode == 1 and "there is no file" in done.stderr
+    assert done.returncode == 1 and "does not exist" in done.stderr
     done = supernet(verb, "--config", "ofa/digits", "--run", str(run), "--scale-phases", "0.01")
     assert done.returncode == 0 and str(run / "checkpoints" / "last.ckpt") in done.stderr
 

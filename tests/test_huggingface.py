@@ -592,7 +592,7 @@ def test_config_that_is_not_the_subnets_is_refused(tmp_path: Path) -> None:
         from_huggingface(folder)
     del config["subnet"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="of which subnet"):
+    with pytest.raises(ValueError, match="does not name its subnet"):
         from_huggingface(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="model.safetensors"):

@@ -92,7 +92,7 @@ def test_a_layer_that_the_file_lacks_is_named(folder):
     with pytest.raises(ValueError, match="224_lookup_table.yaml has no mean latency of Conv_2-input:1x1x960"):
         LatencyTable.read(TERMS, folder)
     path.write_text("[]")
-    with pytest.raises(ValueError, match="224_lookup_table.yaml is no latency table"):
+    with pytest.raises(ValueError, match="224_lookup_table.yaml is not a latency table"):
         LatencyTable.read(TERMS, folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="224_lookup_table.yaml"):

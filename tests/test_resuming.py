@@ -198,7 +198,7 @@ def test_the_newest_checkpoint_of_a_run_has_the_most_steps(tmp_path):
     assert [find_checkpoint(tmp_path, given) for given in ("auto", "last", "hpc")] == [requeued] * 3
     torch.save({"global_step": 50}, last)
     assert [find_checkpoint(tmp_path, given) for given in ("auto", "hpc", None)] == [last, requeued, None]
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         find_checkpoint(tmp_path / "checkpoints", "hpc")
 
 

@@ -169,7 +169,7 @@ def time_until_converged(
                 ran = np.isfinite(ms)
         targets = lab.targets(rows, kind)
         if ran.sum() < min(MIN_SAMPLES, len(X)) and (n == len(X) or n >= first):
-            why = lab.timer.reasons(targets) or "there are no others"
+            why = lab.timer.reasons(targets) or "the space has no other networks"
             raise ValueError(f"only {ran.sum()} networks could be timed on {lab.device.name}: {why}")
         if n == len(X):
             break
@@ -269,7 +269,7 @@ def rows_near_bounds(
         A = np.vstack([ends, known, *pool[: max(size - counted, 0)]])
         if n is None:
             loss = lab.evaluate(A, "evaluating samples")["loss"]
-            if len(A) < MIN_SAMPLES:  # there are no others
+            if len(A) < MIN_SAMPLES:  # the space has no other networks
                 break
             model = AccuracyPredictor(terms=lab.supernet.cost_terms)
             predicted = cross_val_predict(model, A, loss, cv=at_most(folds, len(A)))

@@ -86,7 +86,7 @@ def part_to_executorch(part: Part, path: str | Path, batches: Iterable[Mapping[s
 
 
 def for_one_batch(part: Part) -> Part:
-    """The part with inputs of the batch that it is timed with, which is no open axis any more; they are contiguous."""
+    """The part with contiguous inputs of the batch size that it is timed with; the batch axis is fixed."""
     if missing := {of for name in part.names for of in part.dynamic.get(name, {}).values()} - part.limits.keys():
         raise ValueError(f"ExecuTorch plans its memory: how large may the axes {sorted(missing)} be? (Part.limits)")
 

@@ -155,7 +155,7 @@ def quantize_onnx(
 
     `batches` are inputs by name, of the shapes that the file takes; the ranges of all activations are the smallest and
     largest values seen on them. Weights have a scale for each channel. onnxruntime and OpenVINO run the file. It
-    appears whole, or not at all: no batches, or outputs that are no finite numbers, are a ValueError.
+    appears whole, or not at all: ValueError without batches, or where outputs are NaN or infinite.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
