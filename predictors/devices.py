@@ -229,7 +229,7 @@ def get_device(name: str | Path | Device) -> Device:
     elif str(name) in (known := known_devices()):
         device = known[str(name)]()
     else:
-        hint = did_you_mean(str(name), known)
+        hint = did_you_mean(str(name), known) or "."
         raise ValueError(f"no device {str(name)!r}{hint} There are {', '.join(sorted(known))}, or a .yaml file of one")
     RUNTIMES[device.runtime].version()
     return device

@@ -19,7 +19,7 @@ def find_recipe(name: str) -> Path:
     """The file of a shipped recipe; ValueError lists their names."""
     known = shipped()
     if (short := name.removesuffix(".yaml")) not in known:
-        hint = did_you_mean(short, known)
+        hint = did_you_mean(short, known) or "."
         raise ValueError(
             f"no recipe file {name!r}, and none is shipped under that name{hint} Shipped: {', '.join(known)}"
         )

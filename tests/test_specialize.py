@@ -241,7 +241,7 @@ def test_wrong_arguments_are_refused(find, folder, tmp_path):
         find(accuracy_samples=1)
     with pytest.raises(ValueError, match="not a positive number"):
         find(-1.0)
-    with pytest.raises(ValueError, match="no device 'toaster'; there are .*onnxruntime, .*, torch"):
+    with pytest.raises(ValueError, match="no device 'toaster'. There are .*onnxruntime, .*, torch"):
         find(device="toaster")
     with pytest.raises(ValueError, match="search: 'exhaustive' is not one of evolutionary, random"):
         find(search="exhaustive")

@@ -297,7 +297,7 @@ REFUSED = {
     # devices and data
     "a text for a batch": (lambda: ofa.ImageData(batch_size="32"), "batch_size = '32' is a str"),
     "half a beam": (lambda: hat.ParallelText(beam=1.5), "beam = 1.5 is not a whole number"),
-    "an unknown device": (lambda: get_device("onnxrutime"), "no device 'onnxrutime'; there are"),
+    "an unknown device": (lambda: get_device("onnxrutime"), "no device 'onnxrutime'; did you mean onnxruntime"),
     "a number for a device": (lambda: get_device(3), "device = 3: give a name, the path of a file or a Device"),
 }
 
