@@ -58,6 +58,7 @@ class Simulation:
         self.reference_ms = 1.0
         self.opens = lambda source: None  # may raise NetworkError, as where the machine is lost
         self.memory = lambda source: 50e6
+        self.cpu = "a simulated CPU"
 
     @contextmanager
     def engine(self, device, fixed=True):
@@ -66,7 +67,7 @@ class Simulation:
         def call(method, *arguments):
             self.asked.append((method, *arguments[:1]))
             if method == "fingerprint":
-                return device.fingerprint() | {"layout": "fixed" if fixed else "random"}
+                return device.fingerprint() | {"cpu": self.cpu, "layout": "fixed" if fixed else "random"}
             if method == "load":
                 key, source = arguments
                 reference = key.startswith("copy ")

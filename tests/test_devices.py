@@ -57,13 +57,13 @@ def onnx_file(tmp_path_factory):
 # ---- descriptions
 
 
-def test_an_unknown_device_is_told_what_there_is():
-    with pytest.raises(ValueError, match="'toaster'; there are .*onnxruntime, .*, torch"):
+def test_an_unknown_device_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'toaster'. There are .*onnxruntime, .*, torch"):
         get_device("toaster")
 
 
 @pytest.mark.parametrize("extra, what", [(None, "no-such-package"), ("odd", r"'supernet\[odd\]'")])
-def test_a_missing_runtime_is_told_what_to_install(monkeypatch, extra, what):
+def test_a_missing_runtime_is_reported_with_what_to_install(monkeypatch, extra, what):
     odd = Runtime(load_torch, "no-such-package", extra)
     monkeypatch.setitem(RUNTIMES, "odd", odd)
     monkeypatch.setitem(DEVICES, "odd", Device("odd", "odd"))
@@ -154,7 +154,7 @@ def test_a_package_adds_a_device_by_an_entry_point(monkeypatch, made):
     monkeypatch.setattr(EntryPoint, "load", lambda self: made)
     monkeypatch.setattr("predictors.devices.entry_points", lambda group: [point])
     assert get_device("board") is TORCH
-    with pytest.raises(ValueError, match="there are board, .*onnxruntime"):
+    with pytest.raises(ValueError, match="There are board, .*onnxruntime"):
         get_device("toaster")
 
 
