@@ -95,6 +95,12 @@ def plain(message: str) -> str:
 
 
 def run(argv: list[str]) -> None:
+    """Import the plug-ins that come first, then run the command."""
+    while argv[:1] == ["--plugin"]:
+        if len(argv) < 2:
+            raise OptionError("--plugin needs the name of a module")
+        import_module(argv[1])
+        argv = argv[2:]
     command = argv[0] if argv else "--help"
     if command in LIGHTNING:
         if check_fit(argv):
@@ -225,7 +231,7 @@ def keep_freed_memory() -> None:
 
 def usage() -> str:
     verbs = {name: find_verb(name).__doc__.splitlines()[0] for name in VERBS}
-    lines = ["usage: supernet COMMAND [OPTIONS]   (COMMAND --help lists the options)", ""]
+    lines = ["usage: supernet [--plugin MODULE] COMMAND [OPTIONS]   (COMMAND --help lists the options)", ""]
     lines += ["  fit          Train a supernet through all phases of a recipe."]
     lines += [
         "  validate     Evaluate subnets of a checkpoint on the held-out part.",
@@ -233,6 +239,9 @@ def usage() -> str:
     ]
     lines += [f"  {name:<12} {summary}" for name, summary in verbs.items()]
     lines += [
+        "",
+        "--plugin MODULE imports a module first, which may add entries to the tables of families, runtimes, devices,",
+        "formats, constraints, metrics and searches; entry points of the group supernet.plugins are imported, too",
         "",
         "exit status: 0; 1 after an error, 2 for options that cannot be parsed, 75 of a fit that max_time ended,",
     ]

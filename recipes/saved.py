@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def read_config(space: Any, name: str) -> Any:
 
 
 def import_families() -> None:
-    """Import the families, so that saved networks of theirs can be loaded and recipes can name them.
+    """Import the families and installed plug-ins, so that saved networks can be loaded and recipes can name them.
+
+    Plug-ins are the entry points of the group supernet.plugins of installed packages.
 
     Raises ImportError where another distribution's package `ofa` (there is one on PyPI) has overwritten ours.
     """
@@ -95,6 +98,8 @@ def import_families() -> None:
             f"{place} is another project's package `ofa`, which has overwritten this one's: use an environment without"
             " it, or `pip uninstall ofa` and install supernet again"
         )
+    for point in entry_points(group="supernet.plugins"):
+        point.load()
 
 
 def read_section(folder: str, data: str | None = None) -> dict[str, Any]:

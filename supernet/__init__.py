@@ -10,6 +10,7 @@ _HOMES = {
     "Choice": "supernet.space",
     "InfeasibleError": "supernet.search",
     "Phase": "supernet.phases",
+    "SearchResult": "supernet.search",
     "SearchSpace": "supernet.space",
     "SubnetValidation": "supernet.training",
     "Supernet": "supernet.model",
