@@ -196,14 +196,14 @@ def test_a_network_that_cannot_be_exported_costs_no_other_one():
 
 
 def test_a_runtime_of_another_package_runs_in_the_process_too(misbehaving, monkeypatch):
-    monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch", files=None))
+    monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch"))
     device = dataclasses.replace(TORCH, name="mine", runtime="mine")
     (result,) = dict(time_networks(device, {"a": 0.01}, engine="process")).values()
     assert 10 <= result.p10 < 20
     main = sys.modules["__main__"]
     for known in (False, True):  # to pickle; the process cannot import it either way
         monkeypatch.setattr(main, "load_theirs", load_theirs, raising=False) if known else None
-        monkeypatch.setitem(RUNTIMES, "mine", Runtime(load_theirs, "torch", files=None))
+        monkeypatch.setitem(RUNTIMES, "mine", Runtime(load_theirs, "torch"))
         with pytest.raises(ValueError, match="cannot import the runtime mine: put it in a module"):
             dict(time_networks(device, {"a": 0.01}, engine="process"))
 
@@ -215,7 +215,7 @@ load_theirs.__module__ = "__main__"
 
 
 def test_a_module_that_the_process_cannot_import_is_told(misbehaving, monkeypatch):
-    monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch", files=None))
+    monkeypatch.setitem(RUNTIMES, "mine", Runtime(misbehaving.load_mine, "torch"))
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "pytest" not in place])
     device = dataclasses.replace(TORCH, name="mine", runtime="mine")
     with pytest.raises(ValueError, match="cannot import the runtime mine: ModuleNotFoundError"):

@@ -108,6 +108,11 @@ def without_padding(sentences: torch.Tensor) -> list[list[int]]:
     return [[token for token in sentence if token != PAD] for sentence in sentences.tolist()]
 
 
+def assert_same(a: torch.Tensor, b: torch.Tensor, exactly: bool) -> None:
+    """Equal outputs; with convolutions up to rounding, since some CPUs sum them in an order that memory decides."""
+    torch.testing.assert_close(a, b, rtol=0 if exactly else 1e-5, atol=0 if exactly else 2e-5)
+
+
 # ---- in memory
 
 
@@ -127,7 +132,7 @@ def test_logits_equal_the_subnets(head_dim, normalize_before, share_embeddings, 
     )
     source, previous = batch(subnet)
     model = to_huggingface(subnet)
-    assert torch.equal(model(source, decoder_input_ids=previous).logits, subnet(source, previous))
+    assert_same(model(source, decoder_input_ids=previous).logits, subnet(source, previous), exactly=not choices)
     assert model.num_parameters() == sum(parameter.numel() for parameter in subnet.parameters())
 
 
@@ -139,7 +144,8 @@ def test_training_equals_the_subnets() -> None:
     for network in (subnet, model):
         torch.manual_seed(0)
         outputs.append(network(source, previous) if network is subnet else network(source, None, previous).logits)
-    assert model.training and torch.equal(*outputs)
+    assert model.training
+    assert_same(*outputs, exactly=False)
 
 
 def test_state_dict_is_the_subnets() -> None:
@@ -453,7 +459,7 @@ def test_product_needs_no_remote_code(exports: dict[Path, hat.Transformer]) -> N
         model, (source, previous) = AutoModelForSeq2SeqLM.from_pretrained(folder), batch(subnet)
         assert type(model) is HatForConditionalGeneration
         with torch.no_grad():
-            assert torch.equal(model(source, decoder_input_ids=previous).logits, subnet(source, previous))
+            assert_same(model(source, decoder_input_ids=previous).logits, subnet(source, previous), exactly=False)
         assert model.generation_config.num_beams == 4 and model.generation_config.max_length == 12
 
 
