@@ -605,8 +605,9 @@ def test_gradients_are_the_same_with_activations_computed_again(target):
         torch.manual_seed(0)
         model(SOURCE, MASK, **{target: TARGETS.clamp(min=PAD)}).logits.square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    largest = max(gradient.abs().max().item() for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():  # some CPUs sum convolutions in an order that memory decides
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6 * largest)
     assert len(runs) == 2
     with pytest.raises(ValueError, match="use_cache: with gradient checkpointing"):
         model(SOURCE, MASK, PREFIX, use_cache=True)
