@@ -38,7 +38,8 @@ class Rival:
         params: parameters.
         metrics: {metric: value} on the test set, computed by torch.
         difference: the chosen network's metric less its own, on the same items.
-        low, high: the 95 % interval of the difference.
+        low: lower end of the 95 % interval of the difference.
+        high: upper end of the 95 % interval of the difference.
     """
 
     name: str
@@ -75,7 +76,8 @@ class Report:
         measured_metric: the metric on the test set with its 95 % interval.
         torch_metrics: {metric: value} on the selection split, computed by torch.
         rivals: the largest network, and the best random network that is predicted to keep the bounds.
-        smallest_ms, largest_ms: latency of the ends of the space; None for a network that failed.
+        smallest_ms: latency of the smallest network; None if it failed.
+        largest_ms: latency of the largest network; None if it failed.
         finalists: the networks that were exported and measured for this budget.
         failed_finalists: how many more failed.
         samples: the random networks that were evaluated, with predicted latency and metrics.
