@@ -91,6 +91,7 @@ class Report:
         timed: lengths of the timed inference, in tokens, of a translation network.
         seconds: {activity: seconds} on the device so far.
         files: names of the files of the folder.
+        supernet: folder of the supernet.
         data: class_path and init_args of the data.
         command: the command that wrote the report, if a command did.
         written: when, UTC.
@@ -125,6 +126,7 @@ class Report:
     file_offset: dict[str, float]
     timed: dict[str, int]
     seconds: dict[str, float]
+    supernet: str | None
     data: dict[str, Any]
     command: str | None
     written: str
@@ -195,6 +197,7 @@ class Report:
             },
             timed={name: spec[name] for name in LENGTHS if name in spec},
             seconds={what: round(seconds, 3) for what, seconds in lab.ledger.seconds.items()},
+            supernet=lab.source,
             data=lab.section,
             command=this_command(),
             written=datetime.now(UTC).isoformat(timespec="seconds"),

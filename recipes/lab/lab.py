@@ -48,6 +48,7 @@ class Lab:
         kept: folder that keeps delivered files for later calls; None keeps none.
         section: of the recipe that makes the data; saved networks record it.
         workers: other processes that share exports and evaluations; None takes one a core, 1 starts none.
+        source: the folder of the supernet, for reports.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class Lab:
         kept: Path | None = None,
         section: dict[str, Any] | None = None,
         workers: int | None = None,
+        source: str | None = None,
     ) -> None:
         if data is not None:
             supernet.check_data(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
-        self.section, self.space = section or {}, supernet.space
+        self.section, self.space, self.source = section or {}, supernet.space, source
         self.ledger = Ledger()
         self.maker = Maker(supernet, device, Calibration(data), Selection(data), METRICS)
         self._evaluates = False
@@ -255,9 +257,8 @@ def open_lab(
         network.check_data(module.input_spec)
         network.input_spec = dict(module.input_spec)
         kept = path.with_name(f"{path.name}.files")
-        lab = Lab(
-            network, module, timed_on, measurements, folder, engine=engine, kept=kept, section=section, workers=workers
-        )
+        options = {"engine": engine, "kept": kept, "section": section, "workers": workers, "source": str(supernet)}
+        lab = Lab(network, module, timed_on, measurements, folder, **options)
         try:
             yield lab
         finally:
