@@ -19,8 +19,8 @@ class Phase:
     Args:
         name: what the logs call it.
         lr: the peak learning rate.
-        epochs: length in epochs, warm-up included; or
-        steps: length in optimizer steps. All phases of a recipe use the same one.
+        epochs: length in epochs, warm-up included.
+        steps: length in optimizer steps, instead of epochs. All phases of a recipe have the same unit.
         warmup_epochs, warmup_steps: the part of the length in which lr rises linearly from `warmup_lr`.
         warmup_lr: where the warm-up starts.
         decay: of the learning rate after the warm-up: cosine, to `final_lr`; or inverse_sqrt of the step (Vaswani et
