@@ -28,6 +28,7 @@ from supernet.values import integer
 SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>"}  # by id, as in HAT
 SPLITS = ("train", "valid", "test")
 DEFAULT_VOCABULARY = 4008  # tokens
+MANY = 10_000  # pairs, which a tokenizer takes seconds or minutes to learn from
 CHUNK = 10_000  # texts that are encoded at once; what the tokenizer returns of each is large
 Pairs = list[tuple[str, str]]
 
@@ -266,6 +267,8 @@ def untrained() -> Tokenizer:
 def train_tokenizer(pairs: Pairs, vocab_size: int) -> Tokenizer:
     """A byte-level BPE of both sides; ValueError where the text has not enough to merge."""
     tokenizer = untrained()
+    if len(pairs) >= MANY:
+        rank_zero_info(f"training a tokenizer of {vocab_size} tokens on {len(pairs)} sentence pairs")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[SPECIALS[i] for i in sorted(SPECIALS)],

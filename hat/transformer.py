@@ -158,6 +158,7 @@ class Transformer(Supernet):
 
     config_class = TransformerConfig
     metric = "loss"
+    more_metrics = "bleu"
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.saved import load_subnet, make_data, read_section, read_split
+from recipes.saved import check_saved, load_subnet, make_data, read_section, read_split
 
 
 def bleu(
@@ -44,6 +44,8 @@ def bleu(
     if beam is not None and beam < 1:
         raise ValueError(f"beam = {beam}: at least 1")
     loader = read_split(split)
+    if against is not None:
+        check_saved(against)
     network, module = load_subnet(subnet, architecture, data, [loader])
     from hat.huggingface import check_translates, score
     from supernet.saving import load

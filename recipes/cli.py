@@ -1,9 +1,14 @@
-"""The command `supernet`: fit, validate and test go to LightningCLI, the verbs to jsonargparse."""
+"""The command `supernet`: fit, validate and test go to LightningCLI, the verbs to jsonargparse.
+
+Options are spelled with hyphens, as in `--max-latency`. Underscores, as the keys of YAML files have them, are accepted,
+too. Dotted keys of a recipe, such as `--model.clip_norm`, have underscores. No option can be abbreviated.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import inspect
 import os
 import re
 import signal
@@ -14,13 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from recipes import VERBS
+from recipes.checks import OptionError, check_command
 from recipes.recipes import RECIPES as RECIPES
-from recipes.recipes import find_recipe
+from recipes.recipes import recipe_path
 from recipes.saved import import_from_here, looked_in
 from recipes.values import GARBAGE
 from supernet.values import did_you_mean
@@ -57,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         if os.environ.get("SUPERNET_TRACEBACK") or not users:
             raise
         where = "".join(dict.fromkeys(map(looked_in, re.findall(r"class_path '([\w.]+)'", str(error)))))
-        message = str(error) if name == "OptionError" else f"{plain(str(error))}{where}"
+        message = str(error) if name == "OptionError" else f"{plain(str(error))}{meant(str(error))}{where}"
         print(f"supernet: error: {message}", file=sys.stderr)
         if name == "ArgumentError":
             print(f"supernet {argv[0]} --help lists the options", file=sys.stderr)
@@ -94,6 +99,17 @@ def plain(message: str) -> str:
     return "\n".join(lines) or message
 
 
+def meant(message: str) -> str:
+    """ "; did you mean KEY?" for a message of the parser on an argument that a class does not have."""
+    key = re.search(r"Option '(\w+)' is not accepted", message)
+    paths = re.findall(r"class_path[ =]'([\w.]+)'", message)
+    if not key or not paths:
+        return ""
+    module, _, name = paths[-1].rpartition(".")
+    made = getattr(sys.modules.get(module), name, None)
+    return did_you_mean(key[1], inspect.signature(made).parameters) if callable(made) else ""
+
+
 def run(argv: list[str]) -> None:
     """Import the plug-ins that come first, then run the command."""
     while argv[:1] == ["--plugin"]:
@@ -103,7 +119,7 @@ def run(argv: list[str]) -> None:
         argv = argv[2:]
     command = argv[0] if argv else "--help"
     if command in LIGHTNING:
-        if check_fit(argv):
+        if answer_fit(argv):
             return
         from recipes.fit import SupernetCLI
 
@@ -117,8 +133,7 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`")
         keep_freed_memory()
         # Lightning's processes beyond the first run the command of sys.argv.
-        sys.argv = [sys.argv[0], *("--help" if argument == "--help-all" else argument for argument in argv)]
-        sys.argv[1:] = resolve_recipes(sys.argv[1:])
+        sys.argv = [sys.argv[0], *resolve_recipes(argv)]
         SupernetCLI()
     elif command in VERBS:
         gc.set_threshold(GARBAGE)  # looking through the many objects of imports and exports takes seconds
@@ -132,30 +147,22 @@ def run(argv: list[str]) -> None:
         print(usage())
 
 
-def check_fit(argv: list[str]) -> bool:
-    """Print a help that is asked for, and return whether there was one; refuse misspelt options and recipes.
+def answer_fit(argv: list[str]) -> bool:
+    """Print a help that is asked for, and return whether there was one; refuse a wrong command line.
 
     All of it before torch is imported.
     """
-    from recipes.fit_help import START, fit_help, unknown_options
+    from recipes.fit_help import START, lightning_help
 
     command, options = argv[0], argv[1:]
-    if command == "fit" and not options:
-        raise OptionError(START)
-    if command == "fit" and {"-h", "--help"} & set(options):
-        print(fit_help())
+    if not options:
+        raise OptionError(START.format(command=command))
+    if {"-h", "--help"} & set(options):
+        print(lightning_help(command))
         return True
-    for name, known in unknown_options(options):
-        raise OptionError(
-            f"{name} is not an option of supernet {command}{did_you_mean(name, known)}\n"
-            f"supernet {command} --help lists the options"
-        )
-    resolve_recipes(argv)
+    if "--help-all" not in options:
+        check_command(command, options)
     return False
-
-
-class OptionError(ValueError):
-    """Options that cannot be parsed: exit status 2."""
 
 
 def run_verb(command: str, argv: list[str]) -> None:
@@ -171,8 +178,8 @@ def run_verb(command: str, argv: list[str]) -> None:
     parser = Parser(prog=f"supernet {command}", description=verb.__doc__.splitlines()[0], exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="a YAML file of options")
     parser.add_function_arguments(verb, as_positional=False)
-    if command == "recipes" and argv[:1] == ["copy"] and len(argv) == 3:
-        argv = ["--copy", argv[1], "--to", argv[2]]
+    if command == "recipes":
+        argv = copy_options(argv)
     argv = [dashes_to_underscores(argument) for argument in argv]
     known = {option for action in parser._actions for option in action.option_strings}
     for argument in argv:
@@ -188,6 +195,20 @@ def run_verb(command: str, argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     arguments.pop("config", None)
     verb(**parser.instantiate(arguments).as_dict())
+
+
+def copy_options(argv: list[str]) -> list[str]:
+    """`copy NAME FILE` of `supernet recipes` as its options."""
+    words = [argument for argument in argv if not argument.startswith("-")]
+    if argv[: len(words)] != words or not words:
+        return argv
+    if words[0] != "copy":
+        hint = did_you_mean(words[0], ["copy"])
+        raise OptionError(
+            f"supernet recipes has no command {words[0]!r}{hint}\nsupernet recipes --help shows how to copy one"
+        )
+    names = [f"--{option}={word}" for option, word in zip(("copy", "to"), words[1:3])]
+    return [*names, *words[3:], *argv[len(words) :]]
 
 
 def find_verb(name: str) -> Callable[..., Any]:
@@ -246,7 +267,7 @@ def usage() -> str:
         "exit status: 0; 1 after an error, 2 for options that cannot be parsed, 75 of a fit that max_time ended,",
     ]
     lines += [
-        "130 after Ctrl-C, 143 after SIGTERM (the last three: the same command goes on; fit with --ckpt_path auto)"
+        "130 after Ctrl-C, 143 after SIGTERM (the last three: the same command goes on; fit with --ckpt-path auto)"
     ]
     return "\n".join(lines)
 
@@ -258,20 +279,21 @@ def dashes_to_underscores(argument: str) -> str:
 
 
 def resolve_recipes(argv: list[str]) -> list[str]:
-    """The arguments with `--config ofa/digits` as the path of the shipped recipe, and --scale-phases where it lives."""
+    """A command line of fit as Lightning's parser takes it.
+
+    `--config ofa/digits` has the path of the shipped recipe, and options have underscores, as the keys of a recipe.
+    """
     resolved = []
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
-        if name == "--scale-phases":
-            argument = "--model.scale_phases" + equals + value
-        elif name in ("-c", "--config") and equals:
-            argument = f"{name}={recipe_path(value)}"
-        elif i and argv[i - 1] in ("-c", "--config"):
+        if name.startswith("--") and "." not in name:
+            name = "--" + name[2:].replace("-", "_")
+        name = {"--scale_phases": "--model.scale_phases", "--help_all": "--help", "-c": "--config"}.get(name, name)
+        if i and argv[i - 1] in ("-c", "--config"):
             argument = recipe_path(argument)
+        elif name == "--config" and equals:
+            argument = f"{name}={recipe_path(value)}"
+        elif argument.startswith("-"):
+            argument = f"{name}{equals}{value}"
         resolved.append(argument)
     return resolved
-
-
-def recipe_path(name: str) -> str:
-    """A recipe file as given, or the shipped recipe of that name."""
-    return name if Path(name).is_file() else str(find_recipe(name))

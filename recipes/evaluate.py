@@ -44,6 +44,9 @@ def evaluate(
         metrics = evaluate_network(network, loader)
         metrics["perplexity"] = math.exp(metrics["loss"])
     print(", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "per_class"))
+    if network.more_metrics:
+        of = f" --architecture {architecture}" if architecture else ""
+        print(f"further metrics: supernet {network.more_metrics} --subnet {subnet}{of} --split {split}")
     return metrics
 
 

@@ -47,7 +47,9 @@ def export(
     check_request(names, batch, opset)
     check_writable(out)
     check_saved(subnet)
-    for taken in (Path(out) / name for name in names):
+    for taken in (
+        Path(out) / place for name in names for place in ([name, "subnet.onnx"] if name == "onnx" else [name])
+    ):
         if taken.exists() and not overwrite:
             raise FileExistsError(f"{taken} already exists: choose another --out, or --overwrite true")
     from supernet.export.folder import check_place, write_export

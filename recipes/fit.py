@@ -24,6 +24,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from recipes.checks import check_taken
+from recipes.keys import OPTIONS
 from recipes.saved import import_families, import_from_here
 from supernet.atomic import check_free, check_writable, lock_folder, remove_leftovers
 from supernet.callbacks import adopt
@@ -43,13 +45,72 @@ from supernet.training import SubnetValidation, SupernetTask, ends, is_finished
 from supernet.values import json_value
 
 UNFINISHED = 75  # exit status of a run that max_time ended; of sysexits.h: try again
-WRITTEN = {"seed_everything", "trainer", "model", "data", "run", "overwrite", "checkpoint_every", "validation"}
+WRITTEN = {"seed_everything", "trainer", "model", "data", "validation", *OPTIONS}
+PARSING = {"exit_on_error": False, "allow_abbrev": False}
 CKPT_PATH = (
     "where to go on: auto (or last), the newest checkpoint of the run, also one that Lightning saved for a SLURM job"
     " that is requeued; without one a fit begins, and a finished run is left as it is. hpc: the checkpoint of a"
     " requeued job. Or a file. Under SLURM a fit goes on from the checkpoint of a requeued job by itself. Exit status"
     f" of a fit: 0 finished, or ended by a callback; {UNFINISHED} ended by max_time, 143 by SIGTERM, 130 by Ctrl-C"
 )
+
+
+class Pace:
+    """The phase of a training, the time of the current epoch and the time left.
+
+    A step counts as many times as it trains subnets, so that the estimate holds across phases.
+    """
+
+    def __init__(self) -> None:
+        self.began, self.first = time.perf_counter(), 0
+
+    def start_epoch(self, step: int) -> None:
+        self.began, self.first = time.perf_counter(), step
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def left(self, task: SupernetTask, step: int) -> float | None:
+        """Seconds to the end of the last phase after `step` optimizer steps; None before a step of the epoch."""
+        done = work(task, self.first, step)
+        return self.seconds / done * work(task, step, task.total_steps) if done else None
+
+
+def work(task: SupernetTask, first: int, last: int) -> int:
+    """How many subnets the optimizer steps from `first` to before `last` train."""
+    total, start = 0, 0
+    for phase in task.phases:
+        end = start + phase.in_steps(task.steps_per_epoch)[0]
+        total += max(0, min(last, end) - max(first, start)) * phase.subnets
+        start = end
+    return total
+
+
+def phase_name(task: SupernetTask, step: int) -> str:
+    """The name of the phase of a global optimizer step."""
+    return task.phases[locate(task.phases, task.steps_per_epoch, step)[0]].name
+
+
+class PhaseBars(RichProgressBar):
+    """Lightning's bars for a terminal, with the name of the phase and the time left of the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pace = Pace()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
+        super().on_train_epoch_start(trainer, task)
+        self.pace.start_epoch(trainer.global_step)
+
+    def get_metrics(self, trainer: pl.Trainer, task: SupernetTask) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, task)
+        metrics.pop("phase", None)
+        if not trainer.training:
+            return metrics
+        left = self.pace.left(task, trainer.global_step)
+        shown = {"phase": phase_name(task, trainer.global_step)}
+        return shown | ({} if left is None else {"run left": duration(left)}) | metrics
 
 
 class EpochLines(ProgressBar):
@@ -63,14 +124,14 @@ class EpochLines(ProgressBar):
         super().__init__()
         self.validated: set[str] = set()  # names of the metrics of validation
         self.fresh: set[str] = set()
-        self.began, self.first_step = time.perf_counter(), 0
+        self.pace = Pace()
 
     def disable(self) -> None:
         pass
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         super().on_train_epoch_start(trainer, task)
-        self.began, self.first_step = time.perf_counter(), trainer.global_step
+        self.pace.start_epoch(trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, task: SupernetTask) -> None:
         super().on_validation_start(trainer, task)
@@ -89,12 +150,12 @@ class EpochLines(ProgressBar):
         self.fresh = set()
         shown = ", ".join(f"{name} {float(metrics[name]):.4g}" for name in names if name != "phase")
         of = f" of {trainer.max_epochs}" if trainer.max_epochs > 0 else ""
-        step = trainer.global_step % task.steps_per_epoch
+        done = trainer.global_step
+        step = done % task.steps_per_epoch
         part = f", to step {step} of {task.steps_per_epoch}" if step else ""
-        seconds, steps = time.perf_counter() - self.began, max(1, trainer.global_step - self.first_step)
-        index, _ = locate(task.phases, task.steps_per_epoch, max(0, trainer.global_step - 1))
-        left = duration(seconds / steps * max(0, task.total_steps - trainer.global_step))
-        where = f"phase {task.phases[index].name}, {duration(seconds)}, about {left} left"
+        left = self.pace.left(task, done)
+        where = f"phase {phase_name(task, max(0, done - 1))}, {duration(self.pace.seconds)}"
+        where += "" if left is None else f", about {duration(left)} left"
         rank_zero_only(print)(f"epoch {trainer.current_epoch + 1}{of}{part} ({where}): {shown}", flush=True)
 
 
@@ -126,6 +187,12 @@ def ready(data: pl.LightningDataModule, subcommand: str) -> pl.LightningDataModu
     loaders = {"fit": ("train_dataloader", "val_dataloader"), "validate": ("val_dataloader",)}
     check_module(data, ["input_spec", "calibration_batches", *loaders.get(subcommand, ("test_dataloader",))])
     return data
+
+
+def data_name(section: Namespace) -> str:
+    """A section `data` in a few words: its class, and its data set where it says one."""
+    dataset = (section.get("init_args") or {}).get("dataset")
+    return section.class_path + (f", {dataset}" if dataset else "")
 
 
 def follow_data(model: Namespace, data: Any) -> None:
@@ -173,8 +240,7 @@ class SupernetCLI(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults={"max_epochs": -1},
                 auto_configure_optimizers=False,
-                parser_kwargs={"exit_on_error": False}
-                | {name: {"exit_on_error": False} for name in self.subcommands()},
+                parser_kwargs=PARSING | {name: PARSING for name in self.subcommands()},
             )
 
     def setup_parser(self, *arguments: Any) -> None:
@@ -185,11 +251,8 @@ class SupernetCLI(LightningCLI):
                     action.help = CKPT_PATH
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str, default="runs/supernet", help="the folder of this run")
-        parser.add_argument("--overwrite", type=bool, default=False, help="let the run replace an earlier one")
-        parser.add_argument(
-            "--checkpoint_every", type=int, default=0, help="optimizer steps between checkpoints; 0: only after epochs"
-        )
+        for name, (kind, default, text) in OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         parser.add_lightning_class_args(SubnetValidation, "validation")
 
     def instantiate_classes(self) -> None:
@@ -197,6 +260,7 @@ class SupernetCLI(LightningCLI):
         config = self.config
         if self.subcommand == "fit" and not config.fit.trainer.fast_dev_run:
             self._hold_run()  # before the data are read, which may take minutes
+        rank_zero_only(print)(f"reading the data: {data_name(self._get(config, 'data'))}", flush=True)
         with seeded():  # as in `recipes.make_data`: a split at random is the same one
             section = Namespace(
                 {"subcommand": self.subcommand, self.subcommand: Namespace(data=self._get(config, "data"))}
@@ -235,7 +299,7 @@ class SupernetCLI(LightningCLI):
                 callback.dirpath = str((run / "checkpoints" / "kept").resolve())
         bars = any(isinstance(callback, ProgressBar) for callback in listed)
         if trainer["enable_progress_bar"] is not False and not bars:
-            self.trainer_defaults["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
+            self.trainer_defaults["callbacks"].append(PhaseBars() if sys.stdout.isatty() else EpochLines())
         given = trainer["plugins"] or []
         kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -248,12 +312,12 @@ class SupernetCLI(LightningCLI):
         """Nothing: Lightning would read hyperparameters, which our checkpoints do not have, and fail on any other."""
 
     def _resolve_checkpoint(self, default: str | None) -> None:
-        """--ckpt_path as a file; ValueError where there is none, unless a fit is to begin."""
+        """--ckpt-path as a file; ValueError where there is none, unless a fit is to begin."""
         subcommand = self.config_init[self.subcommand]
         run, given = Path(subcommand["run"]), subcommand["ckpt_path"] or default
         path = find_checkpoint(run, given)
         if path is None and self.subcommand != "fit":
-            raise ValueError(f"--ckpt_path {given}: {run / LAST} does not exist")
+            raise ValueError(f"--ckpt-path {given}: {run / LAST} does not exist")
         subcommand["ckpt_path"] = None if path is None else str(path)
 
     def before_validate(self) -> None:
@@ -288,14 +352,11 @@ class SupernetCLI(LightningCLI):
         parser = self._parser("fit")
         if not resumes:
             recipes = [Path(str(recipe)).resolve() for recipe in self._get(self.config, "config") or ()]
-            for taken in (*ours, run / "supernet", run / "config.yaml"):
-                if taken.name == "config.yaml" and given and wrote(taken) and taken.resolve() not in recipes:
-                    continue  # of a run that ended before its first checkpoint
-                if taken.exists() and not self._get(self.config, "overwrite"):
-                    resume = "resume with --ckpt_path auto, " if ours else ""
-                    raise FileExistsError(
-                        f"{taken} is already there: {resume}choose another --run, or --overwrite true"
-                    )
+            written = run / "config.yaml"
+            # A run that ended before its first checkpoint has left its configuration.
+            begun = given and wrote(written) and written.resolve() not in recipes
+            if not self._get(self.config, "overwrite"):
+                check_taken([*ours, run / "supernet", *(() if begun else (written,))], bool(ours))
             if given is not None and path is None:
                 print(f"{run} has no checkpoint yet: the run begins", flush=True)
 
@@ -334,7 +395,7 @@ class SupernetCLI(LightningCLI):
         phase = f"phase {self.model.phases[index].name!r}, {index + 1} of {len(self.model.phases)}"
         return (
             f"the run is not finished: {step} of {self.model.total_steps} optimizer steps are done ({phase}) and saved"
-            f" in {self.last.path}. The same command with --ckpt_path auto goes on"
+            f" in {self.last.path}. The same command with --ckpt-path auto goes on"
         )
 
     def after_fit(self) -> None:

@@ -3,86 +3,84 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
+from recipes.keys import OPTIONS, PHASE, TASK, arguments_of, find_source, spelled
 from recipes.recipes import shipped, summary
-from supernet.phases import Phase
 
 WIDTH = 120
-START = """fit needs a recipe: supernet fit --config RECIPE
+START = """{command} needs a recipe: supernet {command} --config RECIPE
 
 For example, in some minutes on the digits inside scikit-learn:
-  supernet fit --config ofa/digits
+  supernet {command} --config ofa/digits
 
 supernet recipes lists the recipes, supernet fit --help the keys of a recipe."""
-HEAD = """usage: supernet fit --config RECIPE [--KEY VALUE ...]
-
-Train a supernet through all phases of a recipe. A run is one folder: checkpoints, logs, config.yaml and, at the end,
-the supernet. --print_config writes a recipe with all its keys, --help-all lists every key of Lightning's, too."""
+HEADS = {
+    "fit": "Train a supernet through all phases of a recipe. A run is one folder: checkpoints, logs, config.yaml and,"
+    " at the end, the supernet. --print-config writes a recipe with all its keys.",
+    "validate": "Evaluate subnets of a run's last checkpoint on the held-out data.",
+    "test": "Evaluate subnets of a run's last checkpoint on the test set.",
+}
+CONFIG = {"--config RECIPE": "the name of a shipped recipe, or a YAML file"}
+CHECKPOINT = {"--ckpt-path FILE": "a checkpoint (default: the last one of the run)"}
 KEYS = {
-    "--config RECIPE": "the name of a shipped recipe, or a YAML file",
-    "--run FOLDER": "the folder of this run (default: runs/supernet)",
-    "--overwrite true": "replace an earlier run (default: false)",
-    "--ckpt_path auto": "go on with the run from its last checkpoint, or begin it",
-    "--checkpoint_every N": "optimizer steps between checkpoints (default: 0, only after epochs)",
+    "--ckpt-path auto": "go on with the run from its last checkpoint, or begin it",
     "--scale-phases F": "multiply the length of every phase, 0.1 for a tenth (default: 1)",
-    "--seed_everything N": "seed of weights, data order and subnets (default: 0)",
+    "--seed-everything N": "seed of the initial weights (default: 0)",
     "--data FILE": "a YAML file with class_path and init_args of a data module",
     "--data.init_args.KEY V": "a key of the data module, for example --data.init_args.batch_size 64",
     "--model.KEY V": "a key of the training, see below, for example --model.clip_norm 1",
-    "--trainer.max_time T": "end after DD:HH:MM:SS, with exit status 75; --ckpt_path auto goes on",
+    "--trainer.max_time T": "end after DD:HH:MM:SS, with exit status 75; --ckpt-path auto goes on",
     "--trainer.precision P": "32-true, bf16-mixed, 16-mixed (on a GPU), bf16-true or 64-true (default: 32-true)",
     "--trainer.devices N": "processes or GPUs; with --trainer.strategy ddp",
     "--trainer.fast_dev_run true": "try one batch of everything, and write nothing",
 }
-TOP = (
-    "config run overwrite ckpt_path checkpoint_every scale-phases seed_everything data model trainer validation"
-    " print_config help help-all weights_only verbose"
-).split()  # all options of fit, validate and test before their first dot
+VALUES = {str: "FOLDER", bool: "true", int: "N"}  # of `OPTIONS`, by type
 OPTIMIZERS = (
     "Any class of torch.optim: --model.optimizer torch.optim.AdamW --model.optimizer.weight_decay 0.01. The learning"
     " rate is that of the phases."
 )
 
 
-def fit_help() -> str:
-    """The help: shipped recipes, the keys that matter, and what a recipe may name."""
-    phase = ast_class("supernet.phases", "Phase")
-    defaults = {
-        field.name: "required" if field.default is dataclasses.MISSING else repr(field.default)
-        for field in dataclasses.fields(Phase)
+def lightning_help(command: str) -> str:
+    """The help of fit, validate or test: recipes, the keys that matter and, of fit, what a recipe may name."""
+    usage = f"usage: supernet {command} --config RECIPE [--KEY VALUE ...]"
+    text = f"{HEADS[command]} --help-all lists all keys, with those of Lightning."
+    run = {
+        f"--{spelled(name)} {VALUES[kind]}": with_default(text, default)
+        for name, (kind, default, text) in (
+            (name, option) for name, option in OPTIONS.items() if command == "fit" or name == "run"
+        )
     }
-    defaults["space"] = "all choices"
-    task = ast_class("supernet.training", "SupernetTask")
-    sections = {
-        "Shipped recipes": {name: summary(path) for name, path in shipped().items()},
-        "Keys that matter": KEYS,
-        "Keys of the training (--model.KEY)": documented(task, argument_defaults(task)),
-        "Keys of a phase (model.phases is a list of them; lengths in epochs or optimizer steps)": documented(
-            phase, defaults
-        ),
+    recipes = {"Shipped recipes": {name: summary(path) for name, path in shipped().items()}}
+    if command == "fit":
+        sections = recipes | {"Keys that matter": CONFIG | run | KEYS} | recipe_sections()
+    else:
+        sections = recipes | {"Keys that matter": CONFIG | run | CHECKPOINT}
+    blocks = [usage, textwrap.fill(text, WIDTH), *(block(title, rows) for title, rows in sections.items())]
+    if command == "fit":
+        indent = {"initial_indent": "  ", "subsequent_indent": "  "}
+        blocks.append("Optimizers (model.optimizer)\n" + textwrap.fill(OPTIMIZERS, WIDTH, **indent))
+    return "\n\n".join(blocks)
+
+
+def recipe_sections() -> dict[str, dict[str, str]]:
+    """What a recipe may name, from the docstrings and signatures of the classes."""
+    return {
+        "Keys of the training (--model.KEY)": documented(TASK),
+        "Keys of a phase (model.phases is a list of them; lengths in epochs or optimizer steps)": documented(PHASE),
         "Families (model.supernet.class_path)": dict(named("FAMILIES")),
         "Data modules (data.class_path)": dict(named("DATA_MODULES")),
     }
-    blocks = [HEAD, *(block(title, rows) for title, rows in sections.items())]
-    return "\n\n".join([*blocks, "Optimizers\n" + textwrap.fill(OPTIMIZERS, WIDTH, **both("  "))])
-
-
-def training_keys() -> list[str]:
-    """The keys of `model` in a recipe."""
-    return list(argument_defaults(ast_class("supernet.training", "SupernetTask")))
 
 
 def named(table: str) -> Iterator[tuple[str, str]]:
     """(class path, first sentence of the docstring) of the classes in a table of the families' packages."""
     for package in ("ofa", "hat"):
-        module = import_module(package)
-        for name in getattr(module, table):
-            text = ast.get_docstring(ast_class(module._HOMES[name], name)) or ""
+        for name in getattr(import_module(package), table):
+            text = ast.get_docstring(find_source(f"{package}.{name}")) or ""
             yield f"{package}.{name}", first_sentence(text)
 
 
@@ -90,25 +88,9 @@ def first_sentence(text: str) -> str:
     return " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."
 
 
-def ast_class(module: str, name: str) -> ast.ClassDef:
-    """The syntax tree of a class, without importing its module."""
-    path = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
-    tree = ast.parse(path.read_text())
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-def argument_defaults(node: ast.ClassDef) -> dict[str, str]:
-    """{argument of the constructor: its default as source, "required" without one}."""
-    init = next(x for x in node.body if isinstance(x, ast.FunctionDef) and x.name == "__init__")
-    names = [argument.arg for argument in init.args.args[1:]]
-    defaults = [ast.unparse(default) for default in init.args.defaults]
-    found = dict(zip(names, ["required"] * (len(names) - len(defaults)) + defaults))
-    return {name: "SGD" if default.startswith("lambda") else default for name, default in found.items()}
-
-
-def documented(node: ast.ClassDef, defaults: dict[str, str]) -> dict[str, str]:
-    """{argument: its text in the docstring, with its default}."""
-    lines = (ast.get_docstring(node) or "").partition("Args:\n")[2].splitlines()
+def documented(class_path: str) -> dict[str, str]:
+    """{argument: its text in the docstring of the class, with its default}."""
+    lines = (ast.get_docstring(find_source(class_path)) or "").partition("Args:\n")[2].splitlines()
     texts: dict[str, str] = {}
     for line in lines:
         if not line.startswith(" "):
@@ -118,12 +100,14 @@ def documented(node: ast.ClassDef, defaults: dict[str, str]) -> dict[str, str]:
             texts[name] = text
         else:
             texts[name] += " " + line.strip()
-    rows = {}
-    for name, text in texts.items():
-        shown = [defaults[part] for part in name.split(", ") if part in defaults]
-        what = "" if not shown else " (required)" if shown[0] == "required" else f" (default: {', '.join(shown)})"
-        rows[name] = text.rstrip(".") + what
-    return rows
+    defaults = arguments_of(class_path)
+    return {name: with_default(text.rstrip(".;"), defaults[name.partition(",")[0]]) for name, text in texts.items()}
+
+
+def with_default(text: str, default: object) -> str:
+    if default == "required":
+        return f"{text} (required)"
+    return f"{text} (default: {str(default).lower() if isinstance(default, bool) else default})"
 
 
 def block(title: str, rows: dict[str, str]) -> str:
@@ -137,22 +121,3 @@ def block(title: str, rows: dict[str, str]) -> str:
             first = " " * column
         lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * column)
     return "\n".join([title, *lines])
-
-
-def both(indent: str) -> dict[str, str]:
-    return {"initial_indent": indent, "subsequent_indent": indent}
-
-
-def unknown_options(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """(a misspelt option, the options that it may be) of a command line of fit."""
-    keys = training_keys()
-    for argument in argv:
-        name = argument.partition("=")[0]
-        if not name.startswith("--"):
-            continue
-        top, _, rest = name.removeprefix("--").partition(".")
-        top = top.rstrip("+")
-        if top not in TOP:
-            yield name, [f"--{known}" for known in TOP]
-        elif top == "model" and rest and rest.partition(".")[0].rstrip("+") not in keys:
-            yield name, [f"--model.{key}" for key in keys]

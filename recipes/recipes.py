@@ -26,14 +26,14 @@ def find_recipe(name: str) -> Path:
     return known[short]
 
 
+def recipe_path(name: str) -> str:
+    """A recipe file as given, or the shipped recipe of that name."""
+    return name if Path(name).is_file() else str(find_recipe(name))
+
+
 def summary(path: Path) -> str:
-    """The first sentence of the comment that opens a recipe."""
-    lines = []
-    for line in path.read_text().splitlines():
-        if not line.startswith("# "):
-            break
-        lines.append(line.removeprefix("# "))
-    return " ".join(lines).partition(". ")[0].rstrip(".") + "."
+    """The first line of the comment that opens a recipe."""
+    return path.read_text().partition("\n")[0].removeprefix("# ")
 
 
 def recipes(copy: str | None = None, to: str | None = None) -> dict[str, str]:
@@ -49,13 +49,12 @@ def recipes(copy: str | None = None, to: str | None = None) -> dict[str, str]:
         {name: what the recipe trains}
     """
     if (copy is None) != (to is None):
-        raise ValueError(
-            f"copy = {copy}, to = {to}: name a recipe and a file: supernet recipes copy ofa/digits my.yaml"
-        )
+        given = f"the recipe {copy}" if to is None else f"the file {to}"
+        raise ValueError(f"only {given} is given: name a recipe and a file: supernet recipes copy ofa/digits my.yaml")
     if copy is not None:
         source, target = find_recipe(copy), Path(to)
         if target.exists():
-            raise FileExistsError(f"{target} already exists: choose another file")
+            raise FileExistsError(f"{target} already exists: choose another name")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         print(f"{target} is a copy of {copy}. Train it: supernet fit --config {target}")

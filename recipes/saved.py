@@ -30,6 +30,8 @@ def load_subnet(folder: str, architecture: str | None, data: str | None, splits:
         raise ValueError(
             f"{folder} is a supernet: name a subnet of it (--architecture largest, smallest or a file of a config)"
         )
+    if architecture is not None:
+        check_architecture(architecture)
     if data is not None and not Path(data).is_file():
         raise FileNotFoundError(f"--data {data}: this file does not exist")
     import_families()
@@ -60,14 +62,19 @@ def check_supernet(folder: str, data: str | None = None) -> None:
         raise FileNotFoundError(f"--data {data}: this file does not exist")
 
 
+def check_architecture(name: str) -> None:
+    """Raise ValueError where the name of a config is neither largest nor smallest nor a file."""
+    if name not in ("largest", "smallest") and not Path(name).is_file():
+        raise ValueError(f"architecture: {name!r} is not largest, smallest or the name of a file")
+
+
 def read_config(space: Any, name: str) -> Any:
     """A config of the space: its largest, its smallest, or what a JSON or YAML file says (a report.json, too)."""
     import yaml
 
     if name in ("largest", "smallest"):
         return getattr(space, name)()
-    if not Path(name).is_file():
-        raise ValueError(f"architecture: {name!r} is neither largest nor smallest, and no file")
+    check_architecture(name)
     try:
         values = yaml.safe_load(Path(name).read_text())
         if isinstance(values, dict) and isinstance(values.get("config"), dict):

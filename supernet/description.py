@@ -1,4 +1,4 @@
-"""The description in the folder of a saved network, which is read without importing torch."""
+"""The files of saved networks and of runs, and the description of a network. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 FORMAT = 1
 NETWORK_FILES = DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
+LAST = Path("checkpoints") / "last.ckpt"  # of a run
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

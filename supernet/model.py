@@ -71,6 +71,8 @@ class Supernet(nn.Module, ABC):
     """The choices that change the input (resolution) rather than the network: one value a step, for all its subnets."""
     metric: str = "accuracy"
     """The metric that networks are chosen by, an entry of `supernet.evaluation.METRICS`."""
+    more_metrics: str | None = None
+    """The verb of the command `supernet` that reports further metrics of this family's networks."""
     files_form: tuple[str, ...] = ()
     """Identifies the form of the network's files: the same network in another form has another latency."""
 

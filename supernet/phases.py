@@ -19,9 +19,9 @@ class Phase:
     Args:
         name: what the logs call it.
         lr: the peak learning rate.
-        epochs: length in epochs, warm-up included; or
-        steps: length in optimizer steps. All phases of a recipe use the same one.
-        warmup_epochs: the part of the length in which lr rises linearly from `warmup_lr`; or
+        epochs: length in epochs, warm-up included.
+        steps: length in optimizer steps, instead of epochs. All phases of a recipe have the same unit.
+        warmup_epochs: the part of the length in which lr rises linearly from `warmup_lr`.
         warmup_steps: the same in optimizer steps.
         warmup_lr: where the warm-up starts.
         decay: of the learning rate after the warm-up: cosine, to `final_lr`; or inverse_sqrt of the step (Vaswani et

@@ -22,8 +22,8 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch.utils.data import DataLoader, DistributedSampler
 
 from supernet.atomic import write_atomically
+from supernet.description import LAST
 
-LAST = Path("checkpoints") / "last.ckpt"  # of a run
 REQUEUED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # what Lightning saves in a run's folder when its job is requeued
 
 
@@ -150,7 +150,7 @@ def newest(run: Path) -> Path | None:
 
 
 def find_checkpoint(run: Path, given: str | None) -> Path | None:
-    """The file that --ckpt_path means; None where a run is to begin.
+    """The file that --ckpt-path means; None where a run is to begin.
 
     auto and last: the run's newest, None if it has none. hpc: that of a requeued job. Else a path. None given: as auto
     where SLURM has started a job again that Lightning has saved, which Lightning goes on with. ValueError where the
@@ -163,11 +163,11 @@ def find_checkpoint(run: Path, given: str | None) -> Path | None:
     if given == "hpc":
         if not (found := requeued(run)):
             raise ValueError(
-                f"--ckpt_path hpc: {run / 'hpc_ckpt_N.ckpt'} does not exist; Lightning writes it for a requeued job"
+                f"--ckpt-path hpc: {run / 'hpc_ckpt_N.ckpt'} does not exist; Lightning writes it for a requeued job"
             )
         return found[-1]
     if not Path(given).is_file():
-        raise ValueError(f"--ckpt_path {given}: this file does not exist")
+        raise ValueError(f"--ckpt-path {given}: this file does not exist")
     return Path(given)
 
 

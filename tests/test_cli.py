@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,15 +197,16 @@ def test_a_fault_of_the_data_is_told_without_the_parsers_wrapping(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--data.init_args.holdot", "5"), "Option 'holdot' is not accepted"),
+        (("--data.init_args.holdot", "5"), "did you mean --data.init_args.holdout?"),
+        (("--model.optimizer.init_args.weight_decy", "5"), "did you mean weight_decay?"),
         (("--model.phases", "[{name: a, lr: x, epochs: 2}]"), "Expected a <class 'float'>. Got value: x"),
-        (("--nothing", "3"), "unrecognized arguments: --nothing 3"),
+        (("--nothing", "3"), "--nothing is not an option of supernet fit"),
     ],
 )
 def test_options_that_cannot_be_parsed_are_told_in_few_lines(options, message):
     done = supernet("fit", "--config", "ofa/digits", *options)
     assert done.returncode == 2 and message in done.stderr
-    assert len(done.stderr.splitlines()) <= 6 and "supernet fit --help tells" in done.stderr
+    assert len(done.stderr.splitlines()) <= 6 and "supernet fit --help lists the options" in done.stderr
 
 
 def test_a_damaged_checkpoint_is_named(run, tmp_path):
@@ -227,4 +229,14 @@ def test_an_interrupted_verb_says_how_to_go_on(monkeypatch, capsys):
 
 def test_a_log_has_a_line_per_epoch(tmp_path):
     done = supernet("fit", "--config", "ofa/digits", "--run", str(tmp_path / "run"), *SMALL)
-    assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 4
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    for line, phase in zip(lines, ("largest", "kernel", "depth", "expand"), strict=True):
+        assert re.match(rf"epoch \d of 4 \(phase {phase}, \d+ s, about \d+ (s|min) left\): lr ", line), line
+    assert "about 0 s left" in lines[-1]
+    assert done.stdout.index("reading the data: ofa.ImageData, digits") < done.stdout.index("epoch 1")
+
+
+def test_a_copied_recipe_is_trained(tmp_path):
+    assert supernet("recipes", "copy", "ofa/digits", "my.yaml", cwd=tmp_path).returncode == 0
+    done = supernet("fit", "--config", "my.yaml", "--trainer.fast_dev_run", "true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -36,7 +36,7 @@ ALLOWED = {
     },
     "supernet/metadata.py": {"supernet.model"},
     "supernet/export/__init__.py": {"supernet.metadata", "supernet.model"},
-    "supernet/resuming.py": {"supernet.atomic"},
+    "supernet/resuming.py": {"supernet.atomic", "supernet.description"},
     "supernet/callbacks.py": set(),
     "supernet/training.py": {
         "supernet.callbacks",

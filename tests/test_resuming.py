@@ -123,7 +123,7 @@ def test_a_run_that_is_stopped_goes_on_bit_identically_with_the_same_command(
         assert fit("whole", *more, **options)[0] == 0
         whole[kind] = weights(tmp_path / "whole")
     ended, said = fit("parts", *more, stop=(batches, how), **options)
-    assert ended == STATUS[how] and "optimizer steps are done" in said and "--ckpt_path auto goes on" in said
+    assert ended == STATUS[how] and "optimizer steps are done" in said and "--ckpt-path auto goes on" in said
     assert not (tmp_path / "parts" / "supernet").exists()
     assert fit("parts", *more, **options)[0] == 0
     assert same(weights(tmp_path / "parts"), whole[kind])
@@ -179,7 +179,7 @@ def test_a_job_that_slurm_requeues_goes_on_by_itself(fit, tmp_path, monkeypatch)
     assert fit("run", stop=(6, "should_stop"))[0] == 0
     (run / "checkpoints" / "last.ckpt").rename(run / "hpc_ckpt_3.ckpt")
     status, said = fit("run")
-    assert status == 1 and "hpc_ckpt_3.ckpt is already there: resume with --ckpt_path auto" in said
+    assert status == 1 and "hpc_ckpt_3.ckpt already exists: resume with --ckpt-path auto" in said
     for name, value in {"JOB_ID": 7, "NTASKS": 1, "JOB_NAME": "train", "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     monkeypatch.setenv("SLURM_NODELIST", "localhost")

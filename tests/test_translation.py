@@ -167,7 +167,7 @@ def test_a_config_from_a_file_is_the_subnet_that_is_cut(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"encoder_embed_dim": 48}))
     with pytest.raises(ValueError, match="it lacks decoder_arbitrary_ende_attn, "):
         evaluate(str(folder), architecture=str(tmp_path / "config.json"))
-    with pytest.raises(ValueError, match="'middle' is neither largest nor smallest, and no file"):
+    with pytest.raises(ValueError, match="'middle' is not largest, smallest or the name of a file"):
         evaluate(str(folder), architecture="middle")
 
 
