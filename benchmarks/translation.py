@@ -114,7 +114,7 @@ def score(
         if name in rows and name in translations:
             continue
         subnet = supernet.extract(config).eval()
-        loader = text.val_dataloader() if split == "held-out" else text.test_dataloader()
+        loader = text.val_dataloader() if split == "held_out" else text.test_dataloader()
         model = to_huggingface(subnet)
         hypotheses = translate(model, text.tokenizer, sources, text.beam, text.length_penalty)
         translations[name] = hypotheses
@@ -176,7 +176,7 @@ def main() -> None:
         a = arguments
         train(a.name, a.seed, a.scale, a.network, a.elastic, a.data, a.out)
     else:
-        table(arguments.data, arguments.out, "test" if arguments.test else "held-out", arguments.network)
+        table(arguments.data, arguments.out, "test" if arguments.test else "held_out", arguments.network)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,8 @@ class ParallelText(pl.LightningDataModule):
         return [np.array(encoding.ids, dtype=np.int32) for chunk in chunks for encoding in encode(chunk)]
 
     def texts(self, split: str) -> tuple[list[str], list[str]]:
-        """The sources and the references of the split "held-out" or "test"."""
-        names = {"held-out": "valid", "test": "test"}
+        """The sources and the references of the split "held_out" or "test"."""
+        names = {"held_out": "valid", "test": "test"}
         if split not in names:
             raise ValueError(f"split: {split!r} is neither {' nor '.join(names)}")
         pairs = self._texts[names[split]]

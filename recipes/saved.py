@@ -8,13 +8,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-LOADERS = {"held-out": "val_dataloader", "test": "test_dataloader"}  # of a data module, by split
+LOADERS = {"held_out": "val_dataloader", "test": "test_dataloader"}  # of a data module, by split
 
 
 def read_split(name: str) -> str:
-    """The name of a split, in which an underscore may stand for a hyphen; ValueError lists the splits."""
-    if (split := name.replace("_", "-")) not in LOADERS:
-        raise ValueError(f"split: {name!r} is neither {' nor '.join(LOADERS)}")
+    """The name of a split as in Python, where the command line has a hyphen; ValueError lists the splits."""
+    if (split := name.replace("-", "_")) not in LOADERS:
+        raise ValueError(f"split: {name!r} is neither {' nor '.join(LOADERS).replace('_', '-')}")
     return split
 
 

@@ -114,7 +114,7 @@ def test_no_two_numbers_have_the_same_words(spell):
 
 
 def test_the_splits_of_numbers_share_none(data):
-    held_out, test = ({*zip(*data.texts(split))} for split in ("held-out", "test"))
+    held_out, test = ({*zip(*data.texts(split))} for split in ("held_out", "test"))
     train = {data.tokenizer.decode(source[:-1]) for source in data.parts["train"].sources}
     assert len(train) + len(held_out) + len(test) == 4000
     assert not held_out & test and not train & {source for source, _ in held_out | test}
@@ -186,7 +186,7 @@ def test_sources_are_padded_left_and_targets_right_and_previous_is_a_step_behind
     assert padded
 
 
-@pytest.mark.parametrize(("split", "part", "loader"), [("held-out", "valid", "val"), ("test", "test", "test")])
+@pytest.mark.parametrize(("split", "part", "loader"), [("held_out", "valid", "val"), ("test", "test", "test")])
 def test_the_texts_are_those_of_the_batches(data, split, part, loader):
     decoded = [
         tuple(data.tokenizer.decode(ids[:-1]) for ids in pair) for pair in rows(getattr(data, f"{loader}_dataloader")())
@@ -230,7 +230,7 @@ def test_decoding_inverts_encoding(data, text):
 
 
 def test_texts_encoded_in_chunks_are_those_encoded_at_once(data, monkeypatch):
-    texts = data.texts("held-out")[0]
+    texts = data.texts("held_out")[0]
     at_once = data.encode(texts)
     monkeypatch.setattr("hat.data.CHUNK", 7)
     in_chunks = data.encode(texts)
@@ -328,7 +328,7 @@ def test_pairs_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
     files = {"valid_en": f"one\n\ntwo\n{long}\n".encode(), "valid_de": b"eins\nnichts\n \nsieben\n"}
     data = in_folder(write_text(tmp_path, **files), max_length=20)
     assert data.report["valid"] == {"pairs": 1, "empty": 2, "too_long": 1}
-    assert data.texts("held-out") == (["one"], ["eins"]) and len(rows(data.val_dataloader())) == 1
+    assert data.texts("held_out") == (["one"], ["eins"]) and len(rows(data.val_dataloader())) == 1
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def hugging_face(monkeypatch):
 def test_a_hugging_face_data_set_by_name_and_configuration(hugging_face):
     data = ParallelText("hf:organisation/name:de-en", vocab_size=300)
     assert hugging_face == [("organisation/name", "de-en")]
-    assert data.texts("held-out")[1][0] == german(300)
+    assert data.texts("held_out")[1][0] == german(300)
     assert data.report["train"] == {"pairs": 100, "empty": 1, "too_long": 0}
     ParallelText("hf:name", vocab_size=300)
     assert hugging_face[1] == ("name", None)
@@ -428,7 +428,7 @@ def test_a_data_set_of_any_columns_is_read(tmp_path, columns, kind):
         whole = datasets.DatasetDict({split: datasets.Dataset.from_list(lines) for split, lines in rows.items()})
         whole.save_to_disk(tmp_path)
     data = ParallelText(f"hf:{tmp_path}", vocab_size=300, **languages)
-    assert [data.texts("test"), data.texts("held-out")] == [
+    assert [data.texts("test"), data.texts("held_out")] == [
         tuple(map(list, zip(*PAIRS_OF[split]))) for split in ("test", "validation")
     ]
 
