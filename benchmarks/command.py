@@ -11,16 +11,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from recipes import VERBS
+
 DESCRIPTION = '{"format": 1, "family": "MobileNetV3", "arguments": {}, "space": {}, "config": null, "input_spec": {}}'
 LINES = {
     "help of the command": "--help",
-    "help of fit": "fit --help",
-    "help of specialize": "specialize --help",
-    "help of export": "export --help",
+    **{f"help of {verb}": f"{verb} --help" for verb in ("fit", "validate", "test", *VERBS)},
     "a misspelt verb": "specialise",
     "a misspelt option": "specialize --max-latncy 1",
     "a misspelt key of fit": "fit --config ofa/digits --model.clp_norm 1",
+    "a misspelt key of the data of fit": "fit --config ofa/digits --data.init_args.holdot 5",
     "a misspelt recipe": "fit --config ofa/digit",
+    "fit without a recipe": "fit",
+    "a run folder that is taken": "fit --config ofa/digits --run {run}",
+    "a checkpoint that does not exist": "fit --config ofa/digits --ckpt-path {new}",
     "a misspelt device": "specialize --supernet {supernet} --device onnxrutime --max-latency 1 --out {new}",
     "a missing budget": "specialize --supernet {supernet} --device onnxruntime --out {new}",
     "a folder without a supernet": "specialize --supernet {new} --device onnxruntime --max-latency 1 --out {new}",
@@ -48,7 +52,8 @@ def main() -> None:
         supernet = Path(folder) / "supernet"
         supernet.mkdir()
         (supernet / "network.json").write_text(DESCRIPTION)
-        places = {"supernet": supernet, "new": Path(folder) / "new"}
+        (Path(folder) / "run" / "supernet").mkdir(parents=True)
+        places = {"supernet": supernet, "new": Path(folder) / "new", "run": Path(folder) / "run"}
         for what, line in LINES.items():
             seconds = [cpu_seconds([part.format(**places) for part in line.split()]) for _ in range(arguments.runs)]
             print(

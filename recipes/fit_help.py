@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 import textwrap
 from collections.abc import Iterator
-from importlib import import_module
 
 from recipes.keys import OPTIONS, PHASE, TASK, arguments_of, find_source, spelled
 from recipes.recipes import shipped, summary
@@ -77,15 +77,20 @@ def recipe_sections() -> dict[str, dict[str, str]]:
 
 
 def named(table: str) -> Iterator[tuple[str, str]]:
-    """(class path, first sentence of the docstring) of the classes in a table of the families' packages."""
-    for package in ("ofa", "hat"):
-        for name in getattr(import_module(package), table):
-            text = ast.get_docstring(find_source(f"{package}.{name}")) or ""
-            yield f"{package}.{name}", first_sentence(text)
+    """(class path, first sentence of the docstring) of the classes in a table of ours, and of the imported plug-ins."""
+    import hat  # noqa: F401
+    import ofa  # noqa: F401
+
+    for package, module in sorted(sys.modules.items()):
+        for name in getattr(module, "__dict__", {}).get(table, ()) if package != "__main__" else ():
+            source = find_source(f"{package}.{name}")  # a plug-in is imported, and its class at hand
+            text = getattr(module, name).__doc__ if source is None else ast.get_docstring(source)
+            yield f"{package}.{name}", first_sentence(text or "")
 
 
 def first_sentence(text: str) -> str:
-    return " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."
+    words = " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    return f"{words}." if words else ""
 
 
 def documented(class_path: str) -> dict[str, str]:
@@ -116,6 +121,8 @@ def block(title: str, rows: dict[str, str]) -> str:
     lines = []
     for name, text in rows.items():
         first = f"  {name}".ljust(column)
+        if not text:
+            lines.append(first.rstrip())
         if len(first) > column:
             lines.append(first)
             first = " " * column

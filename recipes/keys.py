@@ -46,9 +46,10 @@ def read_module(path: str) -> list[ast.stmt]:
     """
     module, _, name = path.rpartition(".")
     if module in ("ofa", "hat", "supernet"):
-        module = import_module(module)._HOMES.get(name, module)
+        homes = getattr(import_module(module), "_HOMES", {})  # another project may have a package of that name
+        module = homes.get(name, module)
     package, *rest = module.split(".")
-    spec = find_spec(package) if package else None
+    spec = find_spec(package) if package not in ("", "__main__") else None
     if spec is None or not spec.submodule_search_locations:
         return []
     return parse(Path(spec.submodule_search_locations[0]).joinpath(*rest or ["__init__"]).with_suffix(".py"))

@@ -52,7 +52,7 @@ def adopt(callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
 class SaveOnException(pl.Callback):
     """Saves a checkpoint where a fit ends by an exception, and removes it where the next one ends without.
 
-    Lightning's OnExceptionCheckpoint, except that no later fit goes on from the file unless `--ckpt_path` names it,
+    Lightning's OnExceptionCheckpoint, except that no later fit goes on from the file unless `--ckpt-path` names it,
     and that the exception is raised whether or not the file can be written.
     """
 

@@ -176,7 +176,7 @@ def test_records_are_written_of_a_store_that_is_there(tmp_path, capsys):
 
 
 def test_unknown_names_are_told_what_there_is(capsys):
-    with pytest.raises(ValueError, match="shipped: .*ofa/digits"):
+    with pytest.raises(ValueError, match="Shipped: .*ofa/digits"):
         recipe_path("ofa/nothing")
     with pytest.raises(SystemExit):
         main(["conquer"])

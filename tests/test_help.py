@@ -157,6 +157,7 @@ def test_no_key_of_a_shipped_recipe_is_taken_for_misspelt(recipe):
         "--scale_phases 0.1 --ckpt_path auto --checkpoint-every 3",
         "--data.batch_size 4 --data.init_args.padding=2 --model.phases+=[]",
         "--data my.Images --data.anything 3",
+        "--data __main__.Images --data.anything 3",
         "--model.optimizer torch.optim.AdamW --model.optimizer.weight_decay 0.01",
         "--trainer.callbacks+=DeviceStatsMonitor --trainer.callbacks.cpu_stats true --print-config=skip_default",
         "--model.supernet my.family --model.supernet.whatever 3 --config ofa/digits",

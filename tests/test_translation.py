@@ -105,9 +105,10 @@ def test_an_interrupted_search_that_evaluates_all_networks_continues_where_it_wa
     assert before >= 12 and recorded(tmp_path / "store.sqlite")["accuracy"] == before
 
 
-def test_evaluate_gives_loss_and_perplexity_of_an_inherited_subnet(folder):
+def test_evaluate_gives_loss_and_perplexity_of_an_inherited_subnet(folder, capsys):
     metrics = evaluate(str(folder), architecture="smallest", split="test")
     assert metrics["perplexity"] == pytest.approx(torch.tensor(metrics["loss"]).exp().item())
+    assert f"supernet bleu --subnet {folder} --architecture smallest --split test" in capsys.readouterr().out
 
 
 def test_bleu_translates_with_the_search_of_the_data(folder):
