@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test test-extras lint demo
+.PHONY: install test test-extras docs lint demo
 
 install: $(INSTALLED)
 
@@ -21,6 +21,10 @@ test-extras: $(INSTALLED)
 	$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m 'extras and not slow' tests/test_deployer.py tests/test_formats.py tests/test_ray.py tests/test_runtimes.py
 	command -v chromium > /dev/null || (apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium)
 	$(VENV)/bin/pytest -m browser tests/test_report.py
+
+docs: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --editable '.[docs]'
+	PYTHONPATH=. $(VENV)/bin/mkdocs build --strict --site-dir build/site
 
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m recipes.demo

@@ -177,8 +177,11 @@ def seconds_table(report: Report) -> str:
 
 
 def origin_table(report: Report) -> str:
-    rows = {"data": str(report.data), "written": report.written}
-    return table(({"command": report.command} if report.command else {}) | rows)
+    arguments = report.data.get("init_args") or {}
+    given = ", ".join(f"{name}: {value}" for name, value in arguments.items() if value is not None)
+    rows = {"supernet": report.supernet, "data": f"{report.data.get('class_path')} ({given})"}
+    rows |= {"command": report.command, "written": report.written}
+    return table({name: value for name, value in rows.items() if value is not None})
 
 
 PAGE = """<!doctype html>

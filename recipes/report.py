@@ -38,7 +38,8 @@ class Rival:
         params: parameters.
         metrics: {metric: value} on the test set, computed by torch.
         difference: the chosen network's metric less its own, on the same items.
-        low, high: the 95 % interval of the difference.
+        low: lower end of the 95 % interval of the difference.
+        high: upper end of the 95 % interval of the difference.
     """
 
     name: str
@@ -75,7 +76,8 @@ class Report:
         measured_metric: the metric on the test set with its 95 % interval.
         torch_metrics: {metric: value} on the selection split, computed by torch.
         rivals: the largest network, and the best random network that is predicted to keep the bounds.
-        smallest_ms, largest_ms: latency of the ends of the space; None for a network that failed.
+        smallest_ms: latency of the smallest network; None if it failed.
+        largest_ms: latency of the largest network; None if it failed.
         finalists: the networks that were exported and measured for this budget.
         failed_finalists: how many more failed.
         samples: the random networks that were evaluated, with predicted latency and metrics.
@@ -89,6 +91,7 @@ class Report:
         timed: lengths of the timed inference, in tokens, of a translation network.
         seconds: {activity: seconds} on the device so far.
         files: names of the files of the folder.
+        supernet: folder of the supernet.
         data: class_path and init_args of the data.
         command: the command that wrote the report, if a command did.
         written: when, UTC.
@@ -123,6 +126,7 @@ class Report:
     file_offset: dict[str, float]
     timed: dict[str, int]
     seconds: dict[str, float]
+    supernet: str | None
     data: dict[str, Any]
     command: str | None
     written: str
@@ -193,6 +197,7 @@ class Report:
             },
             timed={name: spec[name] for name in LENGTHS if name in spec},
             seconds={what: round(seconds, 3) for what, seconds in lab.ledger.seconds.items()},
+            supernet=lab.source,
             data=lab.section,
             command=this_command(),
             written=datetime.now(UTC).isoformat(timespec="seconds"),

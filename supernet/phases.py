@@ -21,7 +21,8 @@ class Phase:
         lr: the peak learning rate.
         epochs: length in epochs, warm-up included.
         steps: length in optimizer steps, instead of epochs. All phases of a recipe have the same unit.
-        warmup_epochs, warmup_steps: the part of the length in which lr rises linearly from `warmup_lr`.
+        warmup_epochs: the part of the length in which lr rises linearly from `warmup_lr`.
+        warmup_steps: the same in optimizer steps.
         warmup_lr: where the warm-up starts.
         decay: of the learning rate after the warm-up: cosine, to `final_lr`; or inverse_sqrt of the step (Vaswani et
             al., arXiv 1706.03762), which needs a warm-up.
@@ -32,8 +33,8 @@ class Phase:
         sampler: uniform, sandwich or stratified (by MACs).
         teacher: frozen (the largest network as it was when the first such phase began), inplace (the largest network
             as it is; needs the sandwich) or None.
-        label_weight, teacher_weight: weights of the two losses of a student. In place, the largest network has
-            labels only.
+        label_weight: weight of a student's loss against the labels. In place, the largest network has labels only.
+        teacher_weight: weight of a student's loss against the teacher.
     """
 
     name: str

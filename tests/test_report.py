@@ -68,6 +68,7 @@ def made_up(name, config, **changes):
         file_offset={"accuracy": 0.0, "loss": math.nan},
         timed={"source_length": 17, "beam": 4},
         seconds={"exporting": 3.0, "timing": 10.0, "memory": 0.0},
+        supernet="runs/digits/supernet",
         data={"class_path": "ofa.ImageData"},
         command="supernet specialize",
         written="2026-01-01T00:00:00+00:00",

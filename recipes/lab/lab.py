@@ -48,6 +48,7 @@ class Lab:
         kept: folder that keeps delivered files for later calls; None keeps none.
         section: of the recipe that makes the data; saved networks record it.
         workers: other processes that share exports and evaluations; None takes one a core, 1 starts none.
+        source: the folder of the supernet, for reports.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class Lab:
         kept: Path | None = None,
         section: dict[str, Any] | None = None,
         workers: int | None = None,
+        source: str | None = None,
     ) -> None:
         if data is not None:
             supernet.check_data(data.input_spec)
         self.supernet, self.data, self.device, self.store = supernet, data, device, store
-        self.section, self.space = section or {}, supernet.space
+        self.section, self.space, self.source = section or {}, supernet.space, source
         self.ledger = Ledger()
         self.maker = Maker(supernet, device, Calibration(data), Selection(data), METRICS)
         self._evaluates = False
@@ -116,8 +118,7 @@ class Lab:
 
         `measure` returns bytes; None if the measurement failed.
         """
-        key = self.files.key(config, kind), self.timer.device_id, what
-        known = [record["mb"] for record in self.store.get("footprint", [key]).get(key, [])]
+        key, known = self._footprints(config, kind, what)
         while len(known) < n:
             if (size := measure()) is None:
                 break
@@ -125,10 +126,21 @@ class Lab:
             known.append(size / 1e6)
         return known[:n]
 
+    def _footprints(self, config: Any, kind: str, what: str) -> tuple[tuple[str, ...], list[float]]:
+        """The key of a property in the store, and its measurements in MB."""
+        key = self.files.key(config, kind), self.timer.device_id, what
+        return key, [record["mb"] for record in self.store.get("footprint", [key]).get(key, [])]
+
+    def _shown(self, configs: Sequence[Any], kind: str, what: str) -> Iterator[Any]:
+        """The configs, with progress if some of them are to be measured."""
+        if len(configs) > 1 and any(not self._footprints(config, kind, what)[1] for config in configs):
+            return progress(configs, len(configs), f"measuring {what}")
+        return iter(configs)
+
     def file_mb(self, X: np.ndarray, kind: str) -> np.ndarray:
         """The sizes (n,) in MB of the files of the rows of X, of delivered files with room for their metadata."""
         sizes = []
-        for config in progress(self.space.decode(X), len(X), "measuring file_mb"):
+        for config in self._shown(self.space.decode(X), kind, "file_mb"):
             (size,) = self.footprint(config, kind, "file_mb", lambda: self.files.bytes(config, kind), 1)  # noqa: B023
             sizes.append(size + self.files.room(config, kind) / 1e6)
         return np.array(sizes)
@@ -152,7 +164,7 @@ class Lab:
 
         return [
             self.footprint(config, kind, "memory_mb", lambda: measure(config), n)  # noqa: B023
-            for config in progress(self.space.decode(X), len(X), "measuring memory_mb")
+            for config in self._shown(self.space.decode(X), kind, "memory_mb")
         ]
 
     # ---- searches
@@ -245,9 +257,8 @@ def open_lab(
         network.check_data(module.input_spec)
         network.input_spec = dict(module.input_spec)
         kept = path.with_name(f"{path.name}.files")
-        lab = Lab(
-            network, module, timed_on, measurements, folder, engine=engine, kept=kept, section=section, workers=workers
-        )
+        options = {"engine": engine, "kept": kept, "section": section, "workers": workers, "source": str(supernet)}
+        lab = Lab(network, module, timed_on, measurements, folder, **options)
         try:
             yield lab
         finally:
