@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.keys import OPTIONS, read_yaml, wrong_keys
+from recipes.keys import OPTIONS, RUN, read_yaml, wrong_keys
 from recipes.recipes import recipe_path, shipped
 from supernet.description import LAST
 from supernet.values import did_you_mean
@@ -27,18 +27,15 @@ def check_command(command: str, argv: Sequence[str]) -> None:
     """
     options = read_options(command, argv)
     for name, known in wrong_keys(options):
-        where, key = ("option of supernet " + command, name) if name.startswith("--") else ("key", name)
-        file = key.partition(" in ")[0]
-        raise OptionError(
-            f"{key} is not {'an' if name.startswith('--') else 'a'} {where}{did_you_mean(file, known)}\n"
-            f"supernet {command} --help lists the options"
-        )
+        what = f"an option of supernet {command}" if name.startswith("--") else "a key"
+        hint = did_you_mean(name.partition(" in ")[0], known)
+        raise OptionError(f"{name} is not {what}{hint}\nsupernet {command} --help lists the options")
     settings = read_settings(options)
-    check_checkpoint(command, Path(settings["run"]), settings.get("ckpt_path"))
+    run = Path(settings["run"] or RUN)
+    check_checkpoint(command, run, settings.get("ckpt_path"))
     resumes = settings.get("ckpt_path") is not None or "SLURM_JOB_ID" in os.environ
     later = os.environ.get("LOCAL_RANK", "0") != "0"  # a process of a run that has begun
     if command == "fit" and not (resumes or later or settings["overwrite"] or fast_dev_run(settings)):
-        run = Path(settings["run"])
         check_taken([run / LAST, run / "supernet", run / "config.yaml"], (run / LAST).exists())
 
 
@@ -67,7 +64,7 @@ def read_settings(options: Options) -> dict[str, Any]:
     """The keys outside sections that a command line and its recipes set, with the defaults of `OPTIONS`."""
     settings = {name: default for name, (_, default, _) in OPTIONS.items()}
     for name, value in options:
-        if name == "config":
+        if name == "config" and value:
             content = read_yaml(recipe_path(value))
             settings |= content if isinstance(content, Mapping) else {}
         elif name == "trainer.fast_dev_run":

@@ -251,13 +251,11 @@ def keep_freed_memory() -> None:
 
 
 def usage() -> str:
-    verbs = {name: find_verb(name).__doc__.splitlines()[0] for name in VERBS}
+    from recipes.fit_help import HEADS, first_sentence
+
+    verbs = {name: first_sentence(text) for name, text in HEADS.items()}
+    verbs |= {name: find_verb(name).__doc__.splitlines()[0] for name in VERBS}
     lines = ["usage: supernet [--plugin MODULE] COMMAND [OPTIONS]   (COMMAND --help lists the options)", ""]
-    lines += ["  fit          Train a supernet through all phases of a recipe."]
-    lines += [
-        "  validate     Evaluate subnets of a checkpoint on the held-out part.",
-        "  test         ... on the test set.",
-    ]
     lines += [f"  {name:<12} {summary}" for name, summary in verbs.items()]
     lines += [
         "",
