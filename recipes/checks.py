@@ -35,7 +35,8 @@ def check_command(command: str, argv: Sequence[str]) -> None:
     check_checkpoint(command, run, settings.get("ckpt_path"))
     resumes = settings.get("ckpt_path") is not None or "SLURM_JOB_ID" in os.environ
     later = os.environ.get("LOCAL_RANK", "0") != "0"  # a process of a run that has begun
-    if command == "fit" and not (resumes or later or settings["overwrite"] or fast_dev_run(settings)):
+    prints = any(argument.startswith(("--print_config", "--print-config")) for argument in argv)
+    if command == "fit" and not (resumes or later or prints or settings["overwrite"] or fast_dev_run(settings)):
         check_taken([run / LAST, run / "supernet", run / "config.yaml"], (run / LAST).exists())
 
 

@@ -154,7 +154,7 @@ def test_specialize_finds_it_too_where_the_last_held_out_batch_has_two_images(he
 
 def test_a_module_that_is_not_found_says_where_it_was_looked_for(here, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["fit", "--config", "recipe.yaml", "--data", "my_fotos.Photos"])
+        main(["fit", "--config", "recipe.yaml", "--run", "another", "--data", "my_fotos.Photos"])
     assert f"in the current folder, {here}" in capsys.readouterr().err
     with pytest.raises(ValueError, match="looked for my_fotos among the installed packages and in the current folder"):
         recipes.saved.make_data({"class_path": "my_fotos.Photos"})
