@@ -37,7 +37,8 @@ def check_command(command: str, argv: Sequence[str]) -> None:
     later = os.environ.get("LOCAL_RANK", "0") != "0"  # a process of a run that has begun
     prints = any(argument.startswith(("--print_config", "--print-config")) for argument in argv)
     if command == "fit" and not (resumes or later or prints or settings["overwrite"] or fast_dev_run(settings)):
-        check_taken([run / LAST, run / "supernet", run / "config.yaml"], (run / LAST).exists())
+        ours = [run / LAST, *sorted(run.glob("hpc_ckpt_*.ckpt"))]  # the latter of a job that SLURM requeued
+        check_taken([*ours, run / "supernet", run / "config.yaml"], any(path.exists() for path in ours))
 
 
 def read_options(command: str, argv: Sequence[str]) -> Options:
